@@ -1,0 +1,114 @@
+"""How an image is fitted to the square the network sees, and how a prediction goes back to the original.
+
+A `Fit` is four numbers of geometry: the box of the original that is shown, and the box of the square it fills.
+`stretch` shows all of the original on all of the square; `pad` shows all of it, centred, in its own shape;
+`crop` shows the centred square of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from PIL import Image
+
+FitKind = Literal["stretch", "pad", "crop"]
+FIT_KINDS: tuple[str, ...] = get_args(FitKind)
+
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels; right and bottom excluded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Where the pixels of one original came to lie."""
+
+    kind: str
+    """stretch, pad, crop, or original (nothing was done)."""
+    original: tuple[int, int]
+    """(height, width) of the original in pixels."""
+    size: tuple[int, int]
+    """(height, width) of what the network sees, in pixels."""
+    source: Box
+    """The part of the original that is shown."""
+    target: Box
+    """The part of the fitted image that it fills."""
+
+    @classmethod
+    def plan(cls, kind: str, height: int, width: int, side: int | None) -> Self:
+        """The fit of an original of `height` × `width` into a square of `side` pixels (None: left as it is)."""
+        whole = (0, 0, width, height)
+        if side is None:
+            size = (height, width)
+            return cls(kind="original", original=size, size=size, source=whole, target=whole)
+        source, target = whole, (0, 0, side, side)
+        if kind == "pad":
+            scale = side / max(height, width)
+            w, h = max(1, round(width * scale)), max(1, round(height * scale))
+            left, top = (side - w) // 2, (side - h) // 2
+            target = (left, top, left + w, top + h)
+        elif kind == "crop":
+            edge = min(height, width)
+            left, top = (width - edge) // 2, (height - edge) // 2
+            source = (left, top, left + edge, top + edge)
+        elif kind != "stretch":
+            raise ValueError(f"fit {kind!r} is none of {', '.join(FIT_KINDS)}")
+        return cls(kind=kind, original=(height, width), size=(side, side), source=source, target=target)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The fit that `to_json` described."""
+        return cls(
+            kind=value["kind"],
+            original=tuple(value["original"]),
+            size=tuple(value["size"]),
+            source=tuple(value["source"]),
+            target=tuple(value["target"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists, for a sample's JSON."""
+        return {
+            "kind": self.kind,
+            "original": list(self.original),
+            "size": list(self.size),
+            "source": list(self.source),
+            "target": list(self.target),
+        }
+
+    def image(self, picture: Image.Image) -> np.ndarray:
+        """The fitted image (H, W, 3) uint8 of an original RGB picture; antialiased, black beside it."""
+        return self._place(np.asarray(self._resized(picture, Image.Resampling.BOX, self.source, self.target)))
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """The fitted mask (H, W) uint8 0/1 of an original mask of 0 and 1: foreground where half of the area is."""
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        area = np.asarray(self._resized(picture, Image.Resampling.BOX, self.source, self.target))
+        return self._place((area > 127).astype(np.uint8))
+
+    def restore(self, probs: np.ndarray) -> np.ndarray:
+        """Bring probs (H, W) float32 back to the original's resolution, bilinear; 0 where nothing was shown."""
+        picture = Image.fromarray(np.ascontiguousarray(probs, dtype=np.float32))
+        back = np.asarray(self._resized(picture, Image.Resampling.BILINEAR, self.target, self.source))
+        out = np.zeros(self.original, dtype=np.float32)
+        left, top, right, bottom = self.source
+        out[top:bottom, left:right] = back
+        return out
+
+    @staticmethod
+    def _resized(picture: Image.Image, method: Image.Resampling, source: Box, target: Box) -> Image.Image:
+        size = (target[2] - target[0], target[3] - target[1])
+        if size == (source[2] - source[0], source[3] - source[1]):
+            return picture.crop(source)
+        if size[0] > source[2] - source[0] or size[1] > source[3] - source[1]:
+            method = Image.Resampling.BILINEAR  # a box would only repeat pixels
+        return picture.resize(size, method, box=source, reducing_gap=None)
+
+    def _place(self, content: np.ndarray) -> np.ndarray:
+        left, top, right, bottom = self.target
+        if (bottom - top, right - left) == self.size:
+            return content
+        out = np.zeros(self.size + content.shape[2:], dtype=np.uint8)
+        out[top:bottom, left:right] = content
+        return out
