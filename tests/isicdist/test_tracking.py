@@ -67,7 +67,7 @@ def test_events_have_the_keys_of_the_design_in_order(tmp_path):
 
 def test_values_that_are_not_finite_are_null(tmp_path):
     with opened(tmp_path) as tracker:
-        tracker.log_train(step=1, **TRAIN | {"loss": float("nan"), "grad_norm": float("inf")})
+        tracker.log_train(step=1, **{**TRAIN, "loss": float("nan"), "grad_norm": float("inf")})
     (event,) = events(tmp_path)
     assert event["loss"] is None
     assert event["grad_norm"] is None
@@ -99,7 +99,7 @@ def test_a_resumed_run_appends_where_its_checkpoint_was(tmp_path):
         tracker.log_evaluation(step=4, split="val", **SCORES)
     with opened(tmp_path) as tracker:
         tracker.truncate_after(2)
-        tracker.log_train(step=3, **TRAIN | {"loss": 0.125})
+        tracker.log_train(step=3, **{**TRAIN, "loss": 0.125})
     assert [(event["step"], event["loss"]) for event in events(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.125)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
