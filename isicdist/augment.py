@@ -1,0 +1,91 @@
+"""Augmentation of a whole batch on its device, and the normalisation that every image goes through.
+
+What happens to a sample is a pure function of its key (see `isicdist.order.sample_keys`): its random numbers are
+drawn on the host, a few per sample, and the pixels are moved on the device. Mirror, rotation, scale, elastic
+deformation, contrast, gamma and brightness are those of Isensee et al. (arXiv:1802.10508, section 2.4).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isicdist.config import AugmentConfig, Range
+from isicdist.order import uniforms
+
+MEAN = (0.708, 0.582, 0.536)
+STD = (0.157, 0.166, 0.181)
+"""Of the ISIC 2018 Task 1 training images, RGB in [0, 1]."""
+
+ELASTIC_GRID = 4
+"""Control points of the elastic deformation along a side."""
+_SCALARS = 8
+_DRAWS = _SCALARS + 2 * 2 * ELASTIC_GRID**2
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) as floats of the default dtype in [0, 1]."""
+    return images.to(torch.get_default_dtype()) / 255
+
+
+def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """Float images (B, 3, H, W) in [0, 1] -> zero mean and unit deviation over the ISIC set."""
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def augment(images: Tensor, masks: Tensor, keys: np.ndarray, config: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """Augment a batch: float images (B, 3, H, W) in [0, 1] and uint8 masks (B, 1, H, W) of 0 and 1.
+
+    `keys` (B,) int64 on the host. Returns the same shapes; the mask is resampled by the nearest pixel, so it stays
+    0 and 1. What comes in from beyond the border is its reflection, in image and mask alike.
+    """
+    draws = uniforms(keys, _DRAWS)  # (B, draws) float64 on the host
+    grid = _grid(images, draws, config)  # (B, H, W, 2)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    floats = masks.to(images.dtype)
+    moved = F.grid_sample(floats, grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    return _recolour(images, draws, config), moved.to(masks.dtype)
+
+
+def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
+    """Where each pixel of the result comes from, (B, H, W, 2) in [-1, 1], x first."""
+    angle = np.deg2rad(config.rotation) * (2 * draws[:, 0] - 1)
+    zoom = _between(draws[:, 1], config.scale)
+    mirror = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
+    sin, cos = np.sin(angle) / zoom, np.cos(angle) / zoom
+    theta = np.zeros((len(draws), 2, 3))
+    theta[:, 0, 0], theta[:, 0, 1] = mirror * cos, -mirror * sin
+    theta[:, 1, 0], theta[:, 1, 1] = sin, cos
+    grid = F.affine_grid(_device(theta, images), list(images.shape), align_corners=False)
+    if not config.elastic:
+        return grid
+    # Box and Muller: two uniforms make one normal displacement of a control point.
+    u, v = draws[:, _SCALARS:].reshape(len(draws), 2, -1).transpose(1, 0, 2)
+    normal = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    points = 2 * config.elastic * normal.reshape(-1, 2, ELASTIC_GRID, ELASTIC_GRID)
+    shift = F.interpolate(_device(points, images), size=images.shape[-2:], mode="bicubic", align_corners=True)
+    return grid + shift.permute(0, 2, 3, 1)
+
+
+def _recolour(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
+    def column(values: np.ndarray) -> Tensor:
+        return _device(values, images).view(-1, 1, 1, 1)
+
+    contrast = column(_between(draws[:, 3], config.contrast))
+    brightness = column(config.brightness * (2 * draws[:, 4] - 1))
+    gamma = column(_between(draws[:, 5], config.gamma))
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+    return ((images - mean) * contrast + mean + brightness).clamp(0, 1) ** gamma
+
+
+def _between(u: np.ndarray, bounds: Range) -> np.ndarray:
+    """A factor between two bounds, as likely to be halved as doubled."""
+    low, high = np.log(bounds)
+    return np.exp(low + u * (high - low))
+
+
+def _device(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device, like.dtype, non_blocking=True)

@@ -1,0 +1,219 @@
+"""What a run can be told, and why each value is as it is. Values are checked where they are made.
+
+The same names, nested by section, are the keys of a recipe's TOML and the flags of `isicdist train`
+(`[batch] global_size` is `--batch.global-size`). A flag wins over `--config` or `--recipe`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.errors import UsageError
+
+Range = tuple[float, float]
+
+
+def _need(holds: bool, name: str, value: object, way_out: str) -> None:
+    if not holds:
+        raise UsageError(f"{name} is {value}: {way_out}")
+
+
+def _need_range(name: str, value: Range) -> None:
+    low, high = value
+    _need(0 < low <= high < math.inf, name, value, "give two positive numbers, the smaller one first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The batch: how large it is for science, and for the hardware."""
+
+    global_size: int = 16
+    """Samples of one step over all processes; results depend on it, never on how it is cut."""
+    micro_size: int | Literal["auto"] = "auto"
+    """Samples of one forward pass on one process; auto: its whole share of the global batch."""
+
+    def __post_init__(self) -> None:
+        _need(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
+        if self.micro_size != "auto":
+            _need(self.micro_size >= 1, "batch.micro_size", self.micro_size, "give a number from 1, or auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Reading and decoding."""
+
+    workers: int = 2
+    """Threads per process that decode samples."""
+    prefetch: int = 4
+    """Micro batches decoded ahead."""
+    window: int = 0
+    """Shards that are shuffled together; 0: the whole set, which costs nothing where shards are local."""
+
+    def __post_init__(self) -> None:
+        _need(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode")
+        _need(self.prefetch >= 1, "stream.prefetch", self.prefetch, "at least 1 micro batch is read ahead")
+        _need(self.window >= 0, "stream.window", self.window, "give a number of shards, or 0 for all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The Improved UNet."""
+
+    base_channels: int = 16
+    """Filters at full resolution; doubled at each of the four levels below."""
+    dropout: float = 0.3
+    """Share of elements dropped in each context module."""
+    deep_supervision: bool = True
+    """Whether the heads at quarter and half resolution are added to the full one."""
+
+    def __post_init__(self) -> None:
+        _need(self.base_channels >= 1, "model.base_channels", self.base_channels, "at least 1; the paper has 16")
+        _need(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1; the paper has 0.3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam, its rate, and the loss."""
+
+    lr: float = 2e-3
+    """Highest learning rate."""
+    schedule: Literal["one-cycle", "paper"] = "one-cycle"
+    """one-cycle over the whole run, or the paper's lr x 0.985^epoch."""
+    weight_decay: float = 2e-5
+    """Coupled L2 (twice the paper's 1e-5 x sum of squares), not on biases and norms."""
+    clip_norm: float = 12.0
+    """Largest norm of a step's gradient; 0: not clipped."""
+    bce_weight: float = 0.5
+    """Weight of the binary cross-entropy beside the soft Dice loss."""
+
+    def __post_init__(self) -> None:
+        _need(0 < self.lr < math.inf, "optim.lr", self.lr, "give a positive rate, such as 2e-3")
+        for name in ("weight_decay", "clip_norm", "bce_weight"):
+            value = getattr(self, name)
+            _need(0 <= value < math.inf, f"optim.{name}", value, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation of the training images, on their device, per sample."""
+
+    enabled: bool = True
+    """Whether training images are augmented at all."""
+    rotation: float = 180.0
+    """Largest rotation either way, in degrees; a lesion has no upside."""
+    scale: Range = (0.75, 1.25)
+    """Zoom factors."""
+    elastic: float = 0.03
+    """Standard deviation of the elastic displacement, as a share of the side."""
+    contrast: Range = (0.75, 1.5)
+    """Factors around the image's mean."""
+    gamma: Range = (0.8, 1.5)
+    """Exponents of the intensity."""
+    brightness: float = 0.1
+    """Largest shift of the intensity either way; the whole range is 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "contrast", "gamma"):
+            _need_range(f"augment.{name}", getattr(self, name))
+        _need(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "give degrees from 0 to 180")
+        _need(0 <= self.elastic <= 0.2, "augment.elastic", self.elastic, "give a share of the side from 0 to 0.2")
+        _need(0 <= self.brightness <= 1, "augment.brightness", self.brightness, "give a shift from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    seed: int = 0
+    """What every random number of the run is a function of."""
+    epochs: int = 12
+    """Passes over the training split."""
+    steps: int = 0
+    """Steps in all, if that ends first; 0: as many as the epochs have."""
+    eval_every: int = 0
+    """Steps between evaluations of the validation split; 0: after each epoch."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: after each epoch."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest valid checkpoint of the run; never: refuse a run that has any."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """The batch."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Reading and decoding."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and loss."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
+        for name in ("epochs", "keep", "log_every"):
+            _need(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        for name in ("steps", "eval_every", "checkpoint_every"):
+            _need(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config as plain values, nested by section."""
+        return dataclasses.asdict(self)
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    folder = resources.files("isicdist") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The settings of a named recipe. Raises UsageError for a name that there is none of."""
+    if name not in recipes():
+        raise UsageError(f"no recipe {name!r}{_nearest(name, recipes())}; there are: {', '.join(recipes())}")
+    path = resources.files("isicdist") / "recipes" / f"{name}.toml"
+    return parse_settings(path.read_text(), f"recipe {name}")
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file. Raises UsageError when it is not there, not TOML, or has an unknown key."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such config file")
+    return parse_settings(path.read_text(), str(path))
+
+
+def parse_settings(text: str, where: str) -> dict[str, Any]:
+    """The settings of a TOML text, every key known to `TrainConfig`; `where` names it in messages."""
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: not TOML: {error}") from error
+    _check_keys(TrainConfig, settings, where, "")
+    return settings
+
+
+def _check_keys(section: type, settings: dict[str, Any], where: str, prefix: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(section)}
+    for key, value in settings.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {prefix}{key}{_nearest(key, list(known))}")
+        factory = known[key].default_factory
+        nested = isinstance(factory, type)
+        if nested != isinstance(value, dict):
+            raise UsageError(f"{where}: {prefix}{key} is {'a section' if nested else 'a value, not a section'}")
+        if isinstance(factory, type):
+            _check_keys(factory, value, where, f"{prefix}{key}.")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
