@@ -24,6 +24,7 @@ from shards.errors import TrainingError
 if TYPE_CHECKING:
     import wandb
 
+CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 WANDB_ID_NAME = "wandb-id"
 
@@ -57,10 +58,10 @@ class Tracker:
         wandb_mode: str | None = None,
         console: Console | None = None,
     ) -> Self:
-        """Open RUN/metrics.jsonl for appending, the console and wandb.
+        """Write RUN/config.json, and open RUN/metrics.jsonl for appending, the console and wandb.
 
         `run`: the run's folder; made if it is not there.
-        `config`: the resolved config, for wandb; anything JSON can hold.
+        `config`: the resolved config and what it was run on; anything JSON can hold.
         `main`: whether this process writes; False makes every method a no-op.
         `total_steps`: the step at which training ends, for the progress bar; None where it isn't known.
         `wandb_mode`: "online", "offline" or "disabled"; None: what WANDB_MODE says, else online if the user
@@ -72,6 +73,7 @@ class Tracker:
         tracker = cls(run, main=main, total_steps=total_steps, console=console or Console())
         if main:
             run.mkdir(parents=True, exist_ok=True)
+            _replace(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
             tracker._open_metrics()
             tracker._open_wandb(config, wandb_mode)
             tracker._open_progress()
@@ -135,9 +137,7 @@ class Tracker:
         self._append({"event": "train", **metrics})
         self._log_wandb("train", metrics)
         if self._progress is not None:
-            measured = (
-                f"loss {loss:.4f}  dice {pooled_dice:.3f}  {images_per_s:.0f} img/s  wait {data_wait:.0%}"
-            )
+            measured = f"loss {loss:.4f}  dice {pooled_dice:.3f}  {images_per_s:.0f} img/s  wait {data_wait:.0%}"
             self._progress.update(self._progress.task_ids[0], completed=step, epoch=epoch, measured=measured)
         else:
             total = "" if self._total_steps is None else f"/{self._total_steps}"
@@ -327,9 +327,7 @@ def _step_of(line: bytes, path: Path) -> int:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        raise TrainingError(
-            f"{path}: not an event: {line[:60]!r}; repair that line or move the file away"
-        ) from None
+        raise TrainingError(f"{path}: not an event: {line[:60]!r}; repair that line or move the file away") from None
 
 
 def _finite_or_none(value: Any) -> Any:
