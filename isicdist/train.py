@@ -75,7 +75,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         tracker.truncate_after(step)
         if start:
             tracker.note(f"resumed from {start.path.name}")
-        interval = Interval(accelerator)
+        interval = Interval(accelerator, step)
         while step < total:
             epoch = stream.epoch_number
             for batch in interval.waiting(stream.epoch()):
@@ -170,9 +170,10 @@ def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float) ->
 class Interval:
     """What is measured between two lines of the log; on the device, without waiting for it."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
+        """`step`: the steps that are behind the run already."""
         self._accelerator = accelerator
-        self._reset(0)
+        self._reset(step)
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """`batches`, with the time spent waiting for each."""
