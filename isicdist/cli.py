@@ -1,0 +1,204 @@
+"""The `isicdist` command. Heavy imports wait inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.argument import ArgumentCollection
+from cyclopts.config import Dict
+
+from isicdist import __version__
+from isicdist.config import TrainConfig, load_file, load_recipe
+from shards.errors import UsageError, exit_code_of
+
+DEFAULT_RECIPE = "isic2018-128"
+
+
+def _settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill in what `--config` or `--recipe` says, for every flag that the command line does not give."""
+    if commands != ("train",):
+        return
+    given = {argument.name: argument.tokens[-1].value for argument in arguments if argument.tokens}
+    if "--config" in given and "--recipe" in given:
+        raise UsageError("--config and --recipe: give one of the two; a config file holds all that a recipe does")
+    if "--config" in given:
+        settings = load_file(Path(given["--config"]))
+    else:
+        settings = load_recipe(given.get("--recipe", DEFAULT_RECIPE))
+    Dict(settings, use_commands_as_keys=False, source="config")(app, commands, arguments)
+
+
+app = App(
+    name="isicdist",
+    help="Train, score and use a skin-lesion segmentation network. Make the data with `isic-shards build`.",
+    version=__version__,
+    config=_settings,
+    result_action="return_value",
+)
+
+
+@app.command
+def train(
+    *,
+    data: str,
+    run: Path,
+    config: Path | None = None,
+    recipe: str = DEFAULT_RECIPE,
+    settings: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Train the Improved UNet. Start it with: accelerate launch --config_file launch/X.yaml -m isicdist train ...
+
+    Parameters
+    ----------
+    data
+        The shard set that `isic-shards build` made.
+    run
+        The folder of the run; a run that is there already goes on from its newest checkpoint.
+    config
+        A TOML file of settings; flags win over it.
+    recipe
+        A named recipe, in the place of --config.
+    settings
+        The settings, by section.
+    """
+    from isicdist.train import train as command
+
+    command(settings or TrainConfig(), data, run)
+
+
+@app.command
+def evaluate(*, data: str, checkpoint: Path, split: str = "test") -> None:
+    """Score the best model of a run on a split, exactly, on as many processes as `accelerate launch` starts.
+
+    Parameters
+    ----------
+    data
+        The shard set.
+    checkpoint
+        The run, or its `best` folder.
+    split
+        The split to score.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from isicdist.evaluate import evaluate as command
+
+    result = command(checkpoint, data, split)
+    if result is None:  # a process that is not the main one
+        return
+    summary, out = result
+    table = Table(title=f"{split}: {summary.n} images")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in summary.scores().items():
+        if name != "n":
+            table.add_row(name.replace("_", " "), f"{value:.4f}")
+    Console().print(table)
+    Console().print(f"written to {out}", soft_wrap=True)
+
+
+@app.command
+def predict(*, checkpoint: Path, images: str, out: Path) -> None:
+    """Write a mask for every image, 0 and 255, at the image's own resolution.
+
+    Parameters
+    ----------
+    checkpoint
+        The run, or its `best` folder.
+    images
+        A folder, a .zip archive or a URL.
+    out
+        The folder for the masks.
+    """
+    from isicdist.predict import predict as command
+
+    done = command(checkpoint, images, out)
+    print(f"{done.masks} masks written to {out}")
+    if done.rejected:
+        print(f"{done.rejected} images could not be read: see {out / 'rejected.csv'}", file=sys.stderr)
+
+
+@app.command
+def report(run: Path) -> None:
+    """Show what a run has come to: settings, scores, and a picture of its curves.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    """
+    from rich.console import Console
+
+    from isicdist.report import report as command
+
+    command(run, Console())
+
+
+@app.command
+def doctor() -> int:
+    """Check this machine: versions, devices, processes that find each other, wandb."""
+    from isicdist.doctor import run_doctor
+
+    return run_doctor()
+
+
+@app.command
+def synth(*, out: Path, samples: int = 64, seed: int = 0) -> None:
+    """Make images and masks that look like dermoscopy, named and laid out like the ISIC 2018 archives.
+
+    Parameters
+    ----------
+    out
+        The folder to make.
+    samples
+        Pairs of image and mask.
+    seed
+        What every pixel is a function of.
+    """
+    from rich.progress import Progress
+
+    from isicdist.synthetic import synthesize
+
+    with Progress() as progress:
+        task = progress.add_task("synth", total=samples)
+        images, masks = synthesize(
+            out, samples, seed=seed, progress=lambda done, _: progress.update(task, completed=done)
+        )
+    print(f"isic-shards build --images {images} --masks {masks} --out DIR")
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), samples: int = 240) -> None:
+    """The whole way on generated images: synth, build, train on two processes, evaluate, predict, report.
+
+    Parameters
+    ----------
+    out
+        The folder of the demo; what an earlier demo left there is replaced.
+    samples
+        Pairs of image and mask.
+    """
+    from isicdist.demo import demo as command
+
+    command(out, samples)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a failure, 2 bad usage. `--debug` shows tracebacks."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+
+    def command() -> Any:
+        try:
+            return app(words, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            if isinstance(error.__cause__, UsageError):  # what a config section said of its own value
+                raise error.__cause__ from None
+            raise UsageError(f"{error} (isicdist --help shows the commands)") from error
+
+    sys.exit(exit_code_of(command, debug=debug))
