@@ -190,7 +190,5 @@ def test_a_failure_of_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypa
 def test_importing_brings_in_neither_wandb_nor_torch():
     code = "import sys, isicdist.tracking; print([m for m in ('wandb', 'torch') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
