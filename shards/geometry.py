@@ -78,8 +78,15 @@ class Fit:
         }
 
     def image(self, picture: Image.Image) -> np.ndarray:
-        """The fitted image (H, W, 3) uint8 of an original RGB picture; antialiased, black beside it."""
-        return self._place(np.asarray(self._resized(picture, Image.Resampling.BOX, self.source, self.target)))
+        """The fitted image (H, W, 3) uint8 of an original RGB picture; antialiased, black beside it.
+
+        The picture may be the original at a reduced scale, as a JPEG decoder can give it.
+        """
+        height, width = self.original
+        x, y = picture.width / width, picture.height / height
+        left, top, right, bottom = self.source
+        source = self.source if x == y == 1 else (left * x, top * y, right * x, bottom * y)
+        return self._place(np.asarray(self._resized(picture, Image.Resampling.BOX, source, self.target)))
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """The fitted mask (H, W) uint8 0/1 of an original mask of 0 and 1: foreground where half of the area is."""
@@ -97,10 +104,12 @@ class Fit:
         return out
 
     @staticmethod
-    def _resized(picture: Image.Image, method: Image.Resampling, source: Box, target: Box) -> Image.Image:
+    def _resized(
+        picture: Image.Image, method: Image.Resampling, source: tuple[float, float, float, float], target: Box
+    ) -> Image.Image:
         size = (target[2] - target[0], target[3] - target[1])
         if size == (source[2] - source[0], source[3] - source[1]):
-            return picture.crop(source)
+            return picture.crop((int(source[0]), int(source[1]), int(source[2]), int(source[3])))
         if size[0] > source[2] - source[0] or size[1] > source[3] - source[1]:
             method = Image.Resampling.BILINEAR  # a box would only repeat pixels
         return picture.resize(size, method, box=source, reducing_gap=None)

@@ -1,0 +1,141 @@
+"""What the `isic-shards` command shows: progress, tables and closing lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shards import format
+from shards.build import BuildResult
+from shards.reader import ShardSet
+from shards.source import REASONS, Rejected
+from shards.split import parse_fractions
+
+PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
+LISTED = 50  # rejected inputs that are shown
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to call with (done, total): a bar with rate and time left, or now and then a plain line."""
+    start = time.monotonic()
+    first = -1  # what was done already when the work began
+
+    def rate(done: int) -> float:
+        return (done - first) / max(time.monotonic() - start, 1e-9)
+
+    if not sys.stderr.isatty():
+        said = start
+
+        def plain(done: int, total: int) -> None:
+            nonlocal said, first
+            first = done if first < 0 else first
+            if time.monotonic() - said >= PLAIN_SECONDS:
+                said = time.monotonic()
+                print(f"{title}: {done} of {total} {unit}, {rate(done):.1f}/s", file=sys.stderr, flush=True)
+
+        yield plain
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def shown(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first < 0 else first
+            bar.update(task, completed=done, total=total, rate=f"{rate(done):.1f} {unit}/s")
+
+        yield shown
+
+
+def print_rejected(rejected: list[Rejected]) -> None:
+    """The bad inputs as a table on stderr."""
+    console = Console(stderr=True)
+    table = Table("path", "reason", "detail", title="Inputs that cannot be used")
+    for row in rejected[:LISTED]:
+        table.add_row(row.path, row.reason, row.detail)
+    console.print(table)
+    if len(rejected) > LISTED:
+        console.print(f"... and {len(rejected) - LISTED} more")
+    for reason, number in Counter(row.reason for row in rejected).most_common():
+        console.print(f"{number:8d}  {reason}: {REASONS[reason]}", highlight=False)
+
+
+def print_build(result: BuildResult) -> None:
+    """The closing lines of a build."""
+    counts, splits = result.index["counts"], result.index["splits"]
+    names = parse_fractions(result.index["built"]["split"])
+    parts = ", ".join(f"{name} {splits[name]['samples']}" for name in names)
+    if result.already:
+        print(f"{result.root}: already complete ({parts}); nothing to do")
+        return
+    print(
+        f"{result.root}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
+        f"{counts['rejected']} rejected, {counts['ignored']} ignored"
+    )
+    if counts["rejected"]:
+        print(f"what was left out is listed in {result.root / format.REJECTED_NAME}")
+    for flag, number in counts["flags"].items():
+        print(f"{number} samples are flagged {flag}")
+
+
+def print_info(shard_set: ShardSet) -> None:
+    """What is in a set, as a table."""
+    index, console = shard_set.index, Console()
+    table = Table("split", title=str(shard_set.root))
+    for name in ("shards", "samples", "MB", "original size", "lesion area"):
+        table.add_column(name, justify="right")
+    for name in parse_fractions(index["built"]["split"]):
+        entry = index["splits"][name]
+        rows = shard_set.split(name).table
+        megabytes = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
+        table.add_row(
+            name,
+            str(len(entry["shards"])),
+            str(entry["samples"]),
+            f"{megabytes:.1f}",
+            _sizes(rows["height"], rows["width"]),
+            _areas(rows, shard_set.size),
+        )
+    console.print(table)
+    console.print("Lesion area: 10th / 50th / 90th percentile of its share of the picture.", highlight=False)
+    counts = index["counts"]
+    lines = {
+        "images": f"{shard_set.size} × {shard_set.size} pixels" if shard_set.size else "at their original sizes",
+        "built with": ", ".join(f"{k} {v}" for k, v in index["built"].items() if k not in ("inputs", "size") and v),
+        "files": f"{counts['found']} found = {counts['packed']} packed + {counts['rejected']} rejected "
+        f"+ {counts['ignored']} ignored",
+        "flags": ", ".join(f"{number} {flag}" for flag, number in counts["flags"].items()) or "none",
+        "digest": shard_set.digest,
+    }
+    for name, text in lines.items():
+        console.print(f"[bold]{name}[/bold]  {text}", highlight=False, soft_wrap=True)
+
+
+def _sizes(height: np.ndarray, width: np.ndarray) -> str:
+    if not len(height):
+        return "-"
+    low, high = int(np.argmin(height * width)), int(np.argmax(height * width))
+    least, most = (f"{width[i]} × {height[i]}" for i in (low, high))
+    return least if least == most else f"{least} to {most}"
+
+
+def _areas(rows: np.ndarray, size: int | None) -> str:
+    if not len(rows):
+        return "-"
+    pixels = size * size if size else rows["height"].astype(np.int64) * rows["width"]
+    return " / ".join(f"{share:.0%}" for share in np.quantile(rows["foreground"] / pixels, (0.1, 0.5, 0.9)))

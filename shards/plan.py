@@ -1,0 +1,123 @@
+"""What a build will do, decided before anything is packed: pure, and the same for any number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shards import format
+from shards.errors import SourceError, UsageError
+from shards.geometry import FIT_KINDS, FitKind
+from shards.source import MASK_SUFFIX, File, Pair
+from shards.split import parse_fractions, shuffled, split_of
+
+OriginalMasks = Literal["none", "eval", "all"]
+OnBadInput = Literal["fail", "skip"]
+TRAIN = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What decides the bytes of a shard set, beside its inputs."""
+
+    size: int | None = 512
+    """Side of the square images in pixels; None copies the originals."""
+    fit: FitKind = "stretch"
+    """How an image is brought to the square (`shards.geometry`)."""
+    split: str = "train=0.8,val=0.1,test=0.1"
+    """The fraction of the groups in each split."""
+    groups: str | None = None
+    """FILE.csv:COLUMN whose images of one value stay in one split; None: each image is its own group."""
+    seed: int = 0
+    """Decides which group is in which split, and the order in the shards."""
+    samples_per_shard: int = 256
+    """At most that many samples in a shard."""
+    on_bad_input: OnBadInput = "fail"
+    """fail: stop after all inputs have been checked; skip: leave them out and list them."""
+    mask_suffix: str = MASK_SUFFIX
+    """What a mask's name has after the key."""
+    original_masks: OriginalMasks = "eval"
+    """Where masks at their original resolution are kept: nowhere, in all splits but train, or in all."""
+
+    def __post_init__(self) -> None:
+        parse_fractions(self.split)
+        if self.size is not None and not 16 <= self.size <= 8192:
+            raise UsageError(f"--size {self.size}: give 16 to 8192 pixels, or original")
+        if self.samples_per_shard < 1:
+            raise UsageError(f"--samples-per-shard {self.samples_per_shard}: give 1 or more")
+        if self.fit not in FIT_KINDS:
+            raise UsageError(f"--fit {self.fit}: give {', '.join(FIT_KINDS)}")
+        if not self.mask_suffix:
+            raise UsageError("--mask-suffix: it cannot be empty, for it tells masks from images")
+
+    def keeps_original(self, split: str) -> bool:
+        """Whether a split's samples carry the mask at its original resolution."""
+        return self.original_masks == "all" or (self.original_masks == "eval" and split != TRAIN)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the index: no path of this machine, a digest of the groups' table instead."""
+        groups = None
+        if self.groups is not None:
+            path, _, column = self.groups.rpartition(":")
+            groups = {"column": column, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+        return {
+            "fit": self.fit if self.size else "original",
+            "groups": groups,
+            "mask_suffix": self.mask_suffix,
+            "on_bad_input": self.on_bad_input,
+            "original_masks": self.original_masks,
+            "samples_per_shard": self.samples_per_shard,
+            "seed": self.seed,
+            "size": self.size,
+            "split": ",".join(f"{name}={fraction:g}" for name, fraction in parse_fractions(self.split).items()),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """The samples of one shard, in order."""
+
+    split: str
+    number: int
+    pairs: tuple[Pair, ...]
+    groups: tuple[str, ...]
+    """The group of each pair."""
+
+    @property
+    def name(self) -> str:
+        """As in the index."""
+        return format.shard_name(self.split, self.number)
+
+
+def plan_shards(pairs: Iterable[Pair], groups: Mapping[str, str], options: BuildOptions) -> list[PlannedShard]:
+    """Which pairs go into which shard. A pair without a group is a group of its own, named by its key.
+
+    Raises SourceError when a split would be empty.
+    """
+    fractions = parse_fractions(options.split)
+    by_key = {pair.key: pair for pair in pairs}
+    members: dict[str, list[str]] = {name: [] for name in fractions}
+    for key in by_key:
+        members[split_of(groups.get(key, key), fractions, options.seed)].append(key)
+    shards: list[PlannedShard] = []
+    for split, keys in members.items():
+        if not keys:
+            raise SourceError(
+                f"split {split} gets none of the {len(by_key)} pairs; "
+                "give more images, other fractions (--split) or another --seed"
+            )
+        ordered = shuffled(keys, options.seed)
+        for number, start in enumerate(range(0, len(ordered), options.samples_per_shard)):
+            part = ordered[start : start + options.samples_per_shard]
+            chosen = tuple(by_key[key] for key in part)
+            shards.append(PlannedShard(split, number, chosen, tuple(groups.get(key, key) for key in part)))
+    return shards
+
+
+def digest_of_files(files: Iterable[File], *, with_times: bool) -> str:
+    """sha256 over the files' names, sizes and checksums where known; `with_times` adds when they changed."""
+    rows = [[f.source, f.name, f.size, f.crc, f.changed if with_times else 0] for f in files]
+    return hashlib.sha256(format.canonical_json(rows)).hexdigest()

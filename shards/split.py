@@ -1,0 +1,87 @@
+"""Which split a sample belongs to, and its place in it: pure functions of the seed and of names."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from shards.errors import UsageError
+
+ID_COLUMNS = ("isic_id", "image_id", "image")
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """The fractions of "train=0.8,val=0.1,test=0.1", in that order. Raises UsageError."""
+    fractions: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        try:
+            fraction = float(value)
+        except ValueError:
+            fraction = math.nan
+        if not name.isidentifier() or name in fractions or not 0 <= fraction <= 1:
+            raise UsageError(f"--split {text}: {part!r} is no NAME=FRACTION; write train=0.8,val=0.1,test=0.1")
+        if fraction:
+            fractions[name] = fraction
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        raise UsageError(f"--split {text}: the fractions sum to {sum(fractions.values()):g}; they must sum to 1")
+    return fractions
+
+
+def keyed_hash(seed: int, purpose: str, name: str) -> int:
+    """64 uniform bits that belong to (seed, purpose, name)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()[:8])
+
+
+def split_of(group: str, fractions: Mapping[str, float], seed: int) -> str:
+    """The split of a group. It depends on nothing else, so a set that grows moves no image."""
+    point = keyed_hash(seed, "split", group) / 2**64
+    edges = itertools.accumulate(fractions.values())
+    inside = (name for name, edge in zip(fractions, edges, strict=True) if point < edge)
+    return next(inside, list(fractions)[-1])  # rounding may leave the last edge a little under 1
+
+
+def shuffled(keys: Iterable[str], seed: int) -> list[str]:
+    """The keys in the order in which they are packed, whatever order they come in."""
+    return sorted(keys, key=lambda key: (keyed_hash(seed, "order", key), key))
+
+
+def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
+    """The group of each key that FILE.csv:COLUMN names; keys that it does not name have none.
+
+    The image's column is isic_id, image_id or image, else the first. Raises UsageError when the file, the
+    column, or any match with the keys is missing.
+    """
+    path, _, column = spec.rpartition(":")
+    if not path:
+        raise UsageError(f"--groups {spec}: write FILE.csv:COLUMN, as in metadata.csv:lesion_id")
+    table = read_column(Path(path), column, "--groups")
+    groups = {key: table[key] for key in keys if table.get(key)}
+    if not groups:
+        raise UsageError(f"--groups {spec}: it names none of the images; is it another set's table?")
+    return groups
+
+
+def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
+    """A column of a CSV file by image id. Raises UsageError that names `flag`."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            names = list(rows.fieldnames or [])
+            if column not in names:
+                raise UsageError(f"{flag} {path}: no column {column!r}; it has {', '.join(names) or 'none'}")
+            id_column = next((name for name in ID_COLUMNS if name in names), names[0])
+            values: dict[str, str] = {}
+            for row in rows:
+                key, value = (row[id_column] or "").strip(), (row[column] or "").strip()
+                if values.setdefault(key, value) != value:
+                    raise UsageError(f"{flag} {path}: {key} has two values, {values[key]!r} and {value!r}")
+            return values
+    except FileNotFoundError as error:
+        raise UsageError(f"{flag} {path}: there is no such file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{flag} {path}: not a CSV file in UTF-8 ({error})") from error
