@@ -1,0 +1,64 @@
+"""What several tests share: small sets made by the project itself, and the real data where it lies beside us."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "data"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real ISIC data; tests that want it are skipped where it is not."""
+    if not REAL.is_dir():
+        pytest.skip("the real ISIC data does not lie beside the project")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """48 generated images and masks, laid out like the ISIC archives."""
+    from isicdist.synthetic import synthesize
+
+    return synthesize(tmp_path_factory.mktemp("archive") / "isic", 48, size=(96, 160))
+
+
+@pytest.fixture(scope="session")
+def shard_set(tmp_path_factory: pytest.TempPathFactory, archive: tuple[Path, Path]) -> Path:
+    """A set of 64 x 64 images in small shards."""
+    from shards.build import BuildOptions, build
+
+    out = tmp_path_factory.mktemp("sets") / "set"
+    options = BuildOptions(size=64, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
+    build(str(archive[0]), str(archive[1]), out, options)
+    return out
+
+
+@pytest.fixture(scope="session")
+def python() -> Command:
+    """Run `python ARGS` as a user would, on one process or (`processes`) under `accelerate launch`."""
+
+    def run(
+        *words: object, processes: int = 1, env: Mapping[str, str] | None = None, precision: str = "no"
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+            command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", precision]
+        merged = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})}
+        command += [str(word) for word in words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=merged, timeout=240, check=False)
+
+    return run

@@ -1,0 +1,40 @@
+"""Score made-up images on the processes there are, and write the summaries: for test_dice.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from isicdist import processes
+from isicdist.dice import DiceReduction
+
+
+def scored(n: int, accelerator: Accelerator) -> dict[str, object]:
+    """The summary of `n` images as JSON, its floats to the last bit."""
+    reduction = DiceReduction(expected=n)
+    for image in range(accelerator.process_index, n, accelerator.num_processes):
+        generator = torch.Generator().manual_seed(image)
+        logits = torch.randn(1, 1, 17, 13, generator=generator)
+        masks = torch.rand(1, 1, 17, 13, generator=generator) > 0.7
+        reduction.update(logits, masks, torch.tensor([image]))
+    summary = reduction.reduce(accelerator)
+    everywhere = accelerator.gather(torch.tensor([summary.mean_dice], dtype=torch.float64))
+    assert (torch.as_tensor(everywhere) == summary.mean_dice).all()
+    scores = {name: float(value).hex() for name, value in summary.scores().items() if name != "n"}
+    return {"n": summary.n, **scores, "rows": summary.rows.tolist()}
+
+
+def main(sizes: list[int], out: Path) -> None:
+    accelerator = processes.start()
+    summaries = [scored(n, accelerator) for n in sizes]
+    if accelerator.is_main_process:
+        out.write_text(json.dumps(summaries))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main([int(word) for word in sys.argv[2:]], Path(sys.argv[1]))
