@@ -46,7 +46,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     main = accelerator.is_main_process
     shards = ShardSet.open(data)
     split, validation = shards.split("train"), shards.split("val")
-    _check_set(split, accelerator.num_processes)
+    check_set(split, accelerator.num_processes)
     plan = plan_batches(config, accelerator.num_processes)
     model = build_model(config)
     optimizer = torch.optim.Adam(parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr)
@@ -222,7 +222,8 @@ class Interval:
         self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
 
 
-def _check_set(split: Split, world_size: int) -> None:
+def check_set(split: Split, world_size: int) -> None:
+    """Raises UsageError when a split cannot be trained on by so many processes."""
     if world_size > len(split):
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
     if split.size is not None and split.size % STRIDE:

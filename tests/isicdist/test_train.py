@@ -1,0 +1,130 @@
+"""The loop: the same science on any number of processes, resumed or not, and a run folder that is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).parent / "train_worker.py"
+SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1)
+
+
+def lines(run: Path, event: str) -> list[dict]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in events if entry["event"] == event]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(python, shard_set, tmp_path_factory) -> Path:
+    """12 steps on one process, with a checkpoint every 4."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    words = ("--steps", 12, "--epochs", 9, "--checkpoint-every", 4, "--keep", 9, *SMALL)
+    done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_run_leaves_what_the_design_names(whole, shard_set):
+    index = json.loads((shard_set / "index.json").read_text())
+    config = json.loads((whole / "config.json").read_text())
+    assert config["data_digest"] == index["digest"]
+    assert config["world_size"] == 1
+    assert config["batch"]["global_size"] == 6
+    train = lines(whole, "train")
+    assert [line["step"] for line in train] == list(range(1, 13))
+    keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait"
+    assert set(train[0]) == set(keys.split())
+    per_epoch = -(-index["splits"]["train"]["samples"] // 6)
+    assert train[per_epoch - 1]["samples"] == index["splits"]["train"]["samples"]  # the short step counts its own
+    evaluated = lines(whole, "evaluate")
+    assert {line["n"] for line in evaluated} == {index["splits"]["val"]["samples"]}
+    best = json.loads((whole / "best" / "model.json").read_text())
+    assert best["score"]["mean_dice"] == max(line["mean_dice"] for line in evaluated)
+    assert list((whole / "wandb").glob("offline-run-*"))
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(python, shard_set, whole, tmp_path):
+    run = tmp_path / "resumed"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copytree(whole / "checkpoints" / "step-00000004", run / "checkpoints" / "step-00000004")
+    words = ("--steps", 12, "--epochs", 9, "--checkpoint-every", 4, "--keep", 1, *SMALL)
+    done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step-00000004" in done.stdout
+    measures = ("step", "epoch", "samples", "loss", "lr", "grad_norm", "pooled_dice")
+    kept = [{name: line[name] for name in measures} for line in lines(whole, "train")[4:]]
+    assert [{name: line[name] for name in measures} for line in lines(run, "train")] == kept
+    one, other = weights(whole, 12), weights(run, 12)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000012"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(python, shard_set, whole, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(whole / "checkpoints", run / "checkpoints")
+    (run / "checkpoints" / "step-00000012" / "optimizer.pt").write_bytes(b"cut")
+    words = ("--steps", 9, "--epochs", 9, *SMALL)
+    done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words)
+    assert done.returncode == 0, done.stderr
+    assert "step-00000012" in done.stdout
+    assert "resumed from step-00000008" in done.stdout
+
+
+def test_two_and_three_processes_train_as_one_does(python, shard_set, tmp_path):
+    """Invariant 4, with augmentation and dropout on: 20 steps, float64 weights to 1e-9, float32 losses to 1e-5."""
+    for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-5)):
+        seen = []
+        for world, micro in ((1, "auto"), (2, 2), (3, 1)) if dtype == "float64" else ((1, "auto"), (2, "auto")):
+            run = tmp_path / f"{dtype}-{world}"
+            words = ("--steps", 20, "--epochs", 9, "--batch.micro-size", micro, *SMALL)
+            done = python(WORKER, dtype, "train", "--data", shard_set, "--run", run, *words, processes=world)
+            assert done.returncode == 0, done.stderr
+            seen.append(run)
+        for run in seen[1:]:
+            losses = [[line["loss"] for line in lines(path, "train")] for path in (seen[0], run)]
+            assert len(losses[0]) == 20
+            torch.testing.assert_close(*map(torch.tensor, losses), rtol=0, atol=tolerance)
+            if dtype == "float64":
+                one, other = weights(seen[0], 20), weights(run, 20)
+                for name in one:
+                    torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "code", "said"),
+    [
+        (("--data", "nowhere"), {}, 1, "nowhere: there is no such folder"),
+        (("--optim.lr", "0"), {}, 2, "optim.lr is 0.0: give a positive rate"),
+        (("--recipe", "papr"), {}, 2, "did you mean paper?"),
+        (("--optim.lrr", "1"), {}, 2, "Did you mean --optim.lr?"),
+        ((), {"WORLD_SIZE": "4"}, 2, "WORLD_SIZE is 4, but accelerate has set up 1 process"),
+        ((), {"ACCELERATE_MIXED_PRECISION": "fp16"}, 2, "fp16 needs a GPU"),
+    ],
+)
+def test_a_mistake_is_one_line(python, shard_set, tmp_path, words, env, code, said):
+    data = () if "--data" in words else ("--data", shard_set)
+    done = python("-m", "isicdist", "train", *data, "--run", tmp_path / "run", *words, env=env)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_samples_are_refused(shard_set):
+    from isicdist.train import check_set
+    from shards.errors import UsageError
+    from shards.reader import ShardSet
+
+    split = ShardSet.open(shard_set).split("train")
+    check_set(split, len(split))
+    with pytest.raises(UsageError, match=f"{len(split) + 1} processes for {len(split)} training samples"):
+        check_set(split, len(split) + 1)
