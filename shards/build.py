@@ -91,6 +91,9 @@ def build(
     except SourceError:
         _clear(root, shards, made)
         raise
+    finally:
+        for source in sources:
+            source.close()
     return BuildResult(root=root, index=index, already=False)
 
 

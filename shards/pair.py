@@ -22,6 +22,7 @@ from shards.source import MAX_FILE_BYTES, File, Pair, Rejected, Source
 
 FORMATS = ("JPEG", "PNG", "BMP")
 EXIF_ORIENTATION = 0x0112
+JPEG_END = b"\xff\xd9"
 SCALE_MARGIN = 1.5  # a JPEG is decoded at no less than this times the size it is shown at, per axis
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +89,10 @@ def load(pair: Pair, sources: list[Source], kind: str, side: int | None) -> Deco
     mask_picture = _header(pair.mask, _bytes(pair.mask, sources))
     with _damage_named(pair.mask):
         mask, flags = _mask(pair.mask, mask_picture)
-        turn, mask_turn = _turns(pair, picture, mask_picture)
+        own_turn = _orientation(mask_picture)
+    with _damage_named(pair.image):
+        turn = _orientation(picture)
+    mask_turn = _turn_of_mask(pair, picture, mask_picture, turn, own_turn)
     rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
     width, height = picture.size[::-1] if turn >= 5 else picture.size
     fit = Fit.plan(kind, height, width, side)
@@ -164,6 +168,8 @@ def _rgb_of_jpeg(data: bytes, picture: Image.Image, fit: Fit | None) -> Image.Im
     except ValueError as error:
         # libjpeg warns of stray bytes between two markers, which cost no pixel; Pillow reads past them.
         if "extraneous bytes" not in str(error):
+            if not data.rstrip(b"\0").endswith(JPEG_END):
+                raise OSError(f"truncated: no end of image after {len(data)} bytes") from error
             raise
         return picture.convert("RGB")
     return Image.fromarray(pixels)
@@ -207,25 +213,28 @@ def _mask(file: File, picture: Image.Image) -> tuple[np.ndarray, list[str]]:
     return mask.astype(np.uint8), flags
 
 
-def _turns(pair: Pair, image: Image.Image, mask: Image.Image) -> tuple[int, int]:
-    """The EXIF orientations to undo in the image and in the mask (1: none), so that both end upright.
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation to undo; 1 for none."""
+    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return turn if turn in TURNS else 1
+
+
+def _turn_of_mask(pair: Pair, image: Image.Image, mask: Image.Image, turn: int, own_turn: int) -> int:
+    """The orientation to undo in the mask, when the image has `turn` and the mask `own_turn`.
 
     A mask says nothing of its own as a rule: it was drawn on the upright image, or on the stored pixels and
     then turns with them. The sizes say which. Where they cannot (a half turn, a square), the pair is refused.
     """
-    turn = image.getexif().get(EXIF_ORIENTATION, 1)
-    own_turn = mask.getexif().get(EXIF_ORIENTATION, 1)
-    turn, own_turn = (value if value in TURNS else 1 for value in (turn, own_turn))
     upright = image.size[::-1] if turn >= 5 else image.size
     mask_size = mask.size[::-1] if own_turn >= 5 else mask.size
     if own_turn != 1 and mask_size == upright:
-        return turn, own_turn
+        return own_turn
     if mask.size != upright and mask.size != image.size:
         detail = "the image is {} × {}, the mask {} × {}".format(*upright, *mask_size)
         raise BadPairError(pair.mask, "size-mismatch", detail)
     if turn == 1:
-        return 1, 1
+        return 1
     if upright == image.size:
         detail = f"EXIF orientation {turn}: the mask fits it both ways; turn the image's pixels and drop the tag"
         raise BadPairError(pair.image, "orientation", detail)
-    return turn, (1 if mask.size == upright else turn)
+    return 1 if mask.size == upright else turn

@@ -118,6 +118,10 @@ class Source(Protocol):
         """The bytes of a file. Raises OSError, or what a damaged archive raises."""
         ...
 
+    def close(self) -> None:
+        """Close what this process has opened."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderSource:
@@ -144,6 +148,9 @@ class FolderSource:
     def read(self, name: str) -> bytes:
         return Path(self.place, name).read_bytes()
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class ZipSource:
@@ -164,11 +171,21 @@ class ZipSource:
         # A forked process must not share its parent's file position.
         process = os.getpid()
         if process not in self._open:
+            file = self._file()
             try:
-                self._open[process] = zipfile.ZipFile(self._file())
+                self._open[process] = zipfile.ZipFile(file)
             except zipfile.BadZipFile as error:
+                file.close()
                 raise SourceError(f"{self.place}: not a whole zip archive ({error}); download it again") from error
         return self._open[process]
+
+    def close(self) -> None:
+        archive = self._open.pop(os.getpid(), None)
+        if archive is not None:
+            file = archive.fp
+            archive.close()
+            if file is not None:
+                file.close()  # it was opened here, so the archive leaves it open
 
     def _file(self) -> BinaryIO:
         if "://" not in self.place:
@@ -195,6 +212,9 @@ class UrlSource:
     def read(self, name: str) -> bytes:
         filesystem, root = _filesystem(self.place)
         return filesystem.cat_file(f"{root}/{name}")
+
+    def close(self) -> None:
+        pass
 
 
 def open_source(place: str) -> Source:
@@ -254,7 +274,7 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
         else:
             images[path.stem.lower()].append((path.stem, file))
     for folded in sorted(images.keys() | masks.keys()):
-        _pair_one(images[folded], masks[folded], mask_suffix, pairs, rejected)
+        _pair_one(images.get(folded, []), masks.get(folded, []), mask_suffix, pairs, rejected)
     if not pairs:
         raise SourceError(
             f"no image has a mask: {len(images)} images, {len(masks)} masks named KEY{mask_suffix}.png; "

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import shutil
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import format
+from shards.build import build
+from shards.errors import SourceError, UsageError
+from shards.pack import WORK
+from shards.pair import load
+from shards.plan import BuildOptions
+from shards.reader import ShardSet
+from shards.source import BadInputError, find, pair_files
+from tests.shards.conftest import write_pair
+
+SMALL = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def shard_set(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    out = tmp_path_factory.mktemp("sets") / "small"
+    build(str(pictures), str(pictures), out, SMALL, workers=1)
+    return ShardSet.open(out)
+
+
+def test_every_pair_is_there_once_and_decodes_to_its_source(pictures: Path, shard_set: ShardSet):
+    sources, files = find([str(pictures)])
+    expected = {pair.key: pair for pair in pair_files(files).pairs}
+    seen = []
+    for name in shard_set.index["splits"]:
+        split = shard_set.split(name)
+        for number in range(len(split)):
+            key = split.key(number)
+            decoded = load(expected[key], sources, "stretch", 32)
+            error = split.image(number).astype(int) - decoded.fit.image(decoded.picture)
+            assert np.abs(error).mean() < 4  # 4:2:0 costs that much at 32 pixels; another image is 20 and more off
+            np.testing.assert_array_equal(split.mask(number), decoded.fit.mask(decoded.mask))
+            original = split.original_mask(number)
+            if name == "train":
+                assert original is None
+            else:
+                np.testing.assert_array_equal(original, decoded.mask)
+            assert split.meta(number)["image"] == f"{key}.jpg"
+            seen.append(key)
+    assert sorted(seen) == sorted(expected)
+    counts = shard_set.index["counts"]
+    assert counts == {"found": 80, "packed": 80, "rejected": 0, "ignored": 0, "flags": {}}
+
+
+def test_the_number_of_workers_changes_no_byte(pictures: Path, shard_set: ShardSet, tmp_path: Path):
+    build(str(pictures), str(pictures), tmp_path / "set", SMALL, workers=3)
+    assert content(tmp_path / "set") == content(shard_set.root)
+
+
+def test_a_tar_is_plain_and_says_nothing_of_the_machine(shard_set: ShardSet):
+    with tarfile.open(shard_set.root / "train/000000.tar", "r:") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+            assert member.mode == 0o444
+
+
+def test_a_plain_webdataset_recipe_sees_the_same_pairs(shard_set: ShardSet):
+    from webdataset import WebDataset  # type: ignore[attr-defined]
+
+    split = shard_set.split("val")
+    urls = [str(shard_set.root / name) for name in split.shards]
+    dataset = WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("__key__", "jpg", "mask.png")
+    numbers = {split.key(number): number for number in range(len(split))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
+        samples = list(dataset)
+        del dataset
+        gc.collect()
+    seen = set()
+    for key, image, mask in samples:
+        assert np.abs(np.asarray(image).astype(int) - split.image(numbers[key])).max() <= 3
+        np.testing.assert_array_equal(np.asarray(mask)[..., 0] // 255, split.mask(numbers[key]))
+        seen.add(key)
+    assert seen == numbers.keys()
+
+
+def test_a_group_stays_in_one_split(pictures: Path, tmp_path: Path):
+    table = tmp_path / "metadata.csv"
+    table.write_text("isic_id,lesion_id\n" + "".join(f"ISIC_{n:07d},IL_{n // 4}\n" for n in range(40)))
+    options = BuildOptions(size=32, split="train=0.5,val=0.5", groups=f"{table}:lesion_id")
+    index = build(str(pictures), str(pictures), tmp_path / "set", options, workers=1).index
+    shard_set, where = ShardSet.open(tmp_path / "set"), {}
+    for name in index["splits"]:
+        split = shard_set.split(name)
+        for number in range(len(split)):
+            assert where.setdefault(split.meta(number)["group"], name) == name
+    assert len(where) == 10
+    assert str(tmp_path) not in json.dumps(index)
+
+
+def test_size_original_copies_the_bytes(pictures: Path, tmp_path: Path):
+    options = BuildOptions(size=None, split="train=1", original_masks="none")
+    build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)
+    split = ShardSet.open(tmp_path / "set").split("train")
+    for number in range(len(split)):
+        assert split.read(number, format.IMAGE) == (pictures / f"{split.key(number)}.jpg").read_bytes()
+        assert split.mask(number).shape == (60, 80)
+
+
+@pytest.fixture
+def flawed(pictures: Path, tmp_path: Path) -> Path:
+    """Pairs with bad ones among them: a torn JPEG, a mask of another size, an image alone."""
+    folder = tmp_path / "flawed"
+    shutil.copytree(pictures, folder)
+    torn = folder / "ISIC_0000003.jpg"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    Image.new("L", (9, 9), 255).save(folder / "ISIC_0000005_segmentation.png")
+    (folder / "ISIC_0000007_segmentation.png").unlink()
+    (folder / "LICENSE.txt").write_text("CC-0")
+    return folder
+
+
+def test_fail_finds_all_bad_inputs_and_leaves_nothing(flawed: Path, tmp_path: Path):
+    with pytest.raises(BadInputError) as caught:
+        build(str(flawed), str(flawed), tmp_path / "a" / "b", SMALL, workers=2)
+    reasons = {row.path: row.reason for row in caught.value.rejected}
+    assert reasons == {
+        "ISIC_0000003.jpg": "truncated",
+        "ISIC_0000003_segmentation.png": "partner",
+        "ISIC_0000005.jpg": "partner",
+        "ISIC_0000005_segmentation.png": "size-mismatch",
+        "ISIC_0000007.jpg": "no-mask",
+    }
+    assert not (tmp_path / "a").exists()
+
+
+def test_fail_also_clears_a_set_whose_bad_input_only_packing_found(flawed: Path, tmp_path: Path):
+    write_pair(flawed, "ISIC_0000007", 7)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BadInputError):
+        build(str(flawed), str(flawed), tmp_path / "there", SMALL, workers=1)
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_skip_leaves_bad_inputs_out_and_lists_them(flawed: Path, tmp_path: Path):
+    options = BuildOptions(size=32, split=SMALL.split, on_bad_input="skip")
+    index = build(str(flawed), str(flawed), tmp_path / "set", options, workers=1).index
+    counts = {name: index["counts"][name] for name in ("found", "packed", "rejected", "ignored")}
+    assert counts == {"found": 80, "packed": 74, "rejected": 5, "ignored": 1}
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "set" / format.REJECTED_NAME).read_text())))
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    assert len(rows) == 5
+    assert sum(entry["samples"] for entry in index["splits"].values()) == 37
+
+
+def test_a_complete_set_is_left_alone_and_another_build_refused(pictures: Path, shard_set: ShardSet, tmp_path: Path):
+    out = tmp_path / "set"
+    shutil.copytree(shard_set.root, out)
+    before = content(out)
+    assert build(str(pictures), str(pictures), out, SMALL).already
+    other = BuildOptions(size=48, samples_per_shard=7, split=SMALL.split, seed=1)
+    with pytest.raises(UsageError, match=r"seed \(0 there, 1 here\), size \(32 there, 48 here\)"):
+        build(str(pictures), str(pictures), out, other)
+    more = tmp_path / "more"
+    write_pair(more, "ISIC_9", 9)
+    with pytest.raises(UsageError, match="the input files"):
+        build(str(pictures), str(more), out, SMALL)
+    assert content(out) == before
+
+
+def test_a_folder_with_other_files_is_refused(pictures: Path, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files that are no shard set"):
+        build(str(pictures), str(pictures), tmp_path, SMALL)
+    assert content(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_a_split_that_would_be_empty_is_refused(tmp_path: Path):
+    write_pair(tmp_path / "in", "A", 1)
+    with pytest.raises(SourceError, match="gets none of the 1 pairs"):
+        build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", SMALL)
+    assert not (tmp_path / "set").exists()
+
+
+def test_no_work_folder_is_left(shard_set: ShardSet):
+    assert not (shard_set.root / WORK).exists()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shards import cli
+from shards.build import build
+from shards.plan import BuildOptions
+from shards.reader import ShardSet
+from shards.verify import verify
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def built(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "set"
+    build(str(pictures), str(pictures), out, BuildOptions(size=32), workers=1)
+    return out
+
+
+@pytest.fixture
+def own(built: Path, tmp_path: Path) -> Path:
+    """A copy of the set that a test may damage."""
+    return Path(shutil.copytree(built, tmp_path / "set"))
+
+
+def test_help_imports_no_torch_and_no_webdataset():
+    code = "import sys, shards.cli\ntry: shards.cli.main(['--help'])\nexcept SystemExit as end: code = end.code\n"
+    code += "sys.exit(code or sum(name in sys.modules for name in ('torch', 'webdataset', 'fsspec')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_build_then_verify_info_and_preview(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "set"
+    sources = ("--images", pictures, "--masks", pictures)
+    assert run("build", *sources, "--out", out, "--size", "32", "--workers", "1") == 0
+    assert "80 files found, 80 packed, 0 rejected, 0 ignored" in capsys.readouterr().out
+    assert run("build", *sources, "--out", out, "--size", "32") == 0
+    assert "already complete" in capsys.readouterr().out
+    assert run("verify", out, "--deep") == 0
+    assert run("info", out) == 0
+    assert ShardSet.open(out).digest in capsys.readouterr().out
+    assert run("preview", out, "--out", tmp_path / "sheet.png", "--samples", "9") == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 192
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["build", "--size", "x"], 2, "See isic-shards --help"),
+        (["nothing"], 2, "nothing"),
+        (["info", "nowhere"], 1, "there is no such folder"),
+        (["build", "--images", "no", "--masks", "no", "--out", "set"], 1, "no: there is no such folder or archive"),
+        (["build", "--images", ".", "--masks", ".", "--out", "set", "--size", "3"], 2, "--size 3"),
+        (["preview", "nowhere", "--out", "sheet.gif"], 2, "ends in .png"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == code
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert words in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = Path(shutil.copytree(pictures, tmp_path / "in"))
+    (folder / "ISIC_0000001_segmentation.png").unlink()
+    assert run("build", "--images", folder, "--masks", folder, "--out", tmp_path / "set", "--workers", "1") == 1
+    printed = capsys.readouterr().err
+    assert "no-mask" in printed
+    assert "1 input files cannot be used (first: ISIC_0000001.jpg" in printed
+    assert not (tmp_path / "set").exists()
+
+
+def test_verify_names_shard_and_key_of_a_flipped_bit(own: Path, capsys: pytest.CaptureFixture[str]):
+    split = ShardSet.open(own).split("train")
+    data = bytearray((own / split.shards[0]).read_bytes())
+    data[int(split.table["offset"][2]) + 700] ^= 4
+    (own / split.shards[0]).write_bytes(data)
+    assert run("verify", own) == 1
+    assert f"train/000000.tar: {split.key(2)}.jpg is corrupt" in capsys.readouterr().err
+
+
+def test_verify_finds_what_is_cut_missing_or_padded(own: Path):
+    train, val, test = (own / name / "000000.tar" for name in ("train", "val", "test"))
+    train.write_bytes(train.read_bytes()[:20480])
+    val.unlink()
+    data = bytearray(test.read_bytes())
+    data[-1] = 1
+    test.write_bytes(data)
+    faults = verify(own).faults
+    assert any(fault.startswith("train/000000.tar: ") and "is cut off" in fault for fault in faults)
+    assert "val/000000.tar: the shard is missing" in faults
+    assert "test/000000.tar: not the sha256 of the index, though every member is right" in faults
