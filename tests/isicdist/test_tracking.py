@@ -65,6 +65,12 @@ def test_events_have_the_keys_of_the_design_in_order(tmp_path):
     assert list(evaluate.items()) == [("event", "evaluate"), ("step", 1), ("split", "val"), *SCORES.items()]
 
 
+def test_the_config_is_written_beside_the_events(tmp_path):
+    config = {"seed": 0, "batch": {"global_size": 32}}
+    Tracker.open(tmp_path / "run", config, main=True, wandb_mode="disabled").close()
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+
+
 def test_values_that_are_not_finite_are_null(tmp_path):
     with opened(tmp_path) as tracker:
         tracker.log_train(step=1, **{**TRAIN, "loss": float("nan"), "grad_norm": float("inf")})
@@ -101,7 +107,7 @@ def test_a_resumed_run_appends_where_its_checkpoint_was(tmp_path):
         tracker.truncate_after(2)
         tracker.log_train(step=3, **{**TRAIN, "loss": 0.125})
     assert [(event["step"], event["loss"]) for event in events(tmp_path)] == [(1, 0.5), (2, 0.5), (3, 0.125)]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")], "a temporary file is left"
 
 
 def test_a_line_cut_by_a_kill_is_dropped_and_a_damaged_one_is_named(tmp_path):
