@@ -80,12 +80,12 @@ class Fit:
     def image(self, picture: Image.Image) -> np.ndarray:
         """The fitted image (H, W, 3) uint8 of an original RGB picture; antialiased, black beside it.
 
-        The picture may be the original at a reduced scale, as a JPEG decoder can give it.
+        The picture may be the original at a scale of some eighths, as a JPEG decoder can give it.
         """
-        height, width = self.original
-        x, y = picture.width / width, picture.height / height
+        # The last row and column of a scaled picture may stand for a part of a pixel: its size is rounded up.
+        scale = round(8 * max(picture.size) / max(self.original)) / 8
         left, top, right, bottom = self.source
-        source = self.source if x == y == 1 else (left * x, top * y, right * x, bottom * y)
+        source = self.source if scale == 1 else (left * scale, top * scale, right * scale, bottom * scale)
         return self._place(np.asarray(self._resized(picture, Image.Resampling.BOX, source, self.target)))
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
