@@ -187,11 +187,22 @@ def demo(*, out: Path = Path("demo"), samples: int = 240) -> None:
     command(out, samples)
 
 
+def _join_switches(words: list[str]) -> list[str]:
+    """`--augment.enabled false` as `--augment.enabled=false`: a switch takes its value as the next word, too."""
+    joined: list[str] = []
+    for word in words:
+        if word in ("true", "false") and joined and joined[-1].startswith("--") and "." in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a failure, 2 bad usage. `--debug` shows tracebacks."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = _join_switches([word for word in words if word != "--debug"])
 
     def command() -> Any:
         try:

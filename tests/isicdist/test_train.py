@@ -79,24 +79,36 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(python, shard_set, whole,
     assert "resumed from step-00000008" in done.stdout
 
 
-def test_two_and_three_processes_train_as_one_does(python, shard_set, tmp_path):
-    """Invariant 4, with augmentation and dropout on: 20 steps, float64 weights to 1e-9, float32 losses to 1e-5."""
-    for dtype, tolerance in (("float64", 1e-9), ("float32", 1e-5)):
-        seen = []
-        for world, micro in ((1, "auto"), (2, 2), (3, 1)) if dtype == "float64" else ((1, "auto"), (2, "auto")):
-            run = tmp_path / f"{dtype}-{world}"
-            words = ("--steps", 20, "--epochs", 9, "--batch.micro-size", micro, *SMALL)
-            done = python(WORKER, dtype, "train", "--data", shard_set, "--run", run, *words, processes=world)
-            assert done.returncode == 0, done.stderr
-            seen.append(run)
-        for run in seen[1:]:
-            losses = [[line["loss"] for line in lines(path, "train")] for path in (seen[0], run)]
-            assert len(losses[0]) == 20
-            torch.testing.assert_close(*map(torch.tensor, losses), rtol=0, atol=tolerance)
-            if dtype == "float64":
-                one, other = weights(seen[0], 20), weights(run, 20)
-                for name in one:
-                    torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+def together(python, shard_set, tmp_path, dtype: str, cuts: list[tuple[int, int]], *more: object) -> list[Path]:
+    """Runs of 20 steps for each (world size, micro batch)."""
+    runs = []
+    for world, micro in cuts:
+        runs.append(tmp_path / f"world-{world}")
+        words = ("--steps", 20, "--epochs", 9, "--batch.micro-size", micro, *SMALL, *more)
+        done = python(WORKER, dtype, "train", "--data", shard_set, "--run", runs[-1], *words, processes=world)
+        assert done.returncode == 0, done.stderr
+        assert len(lines(runs[-1], "train")) == 20
+    return runs
+
+
+def losses(run: Path) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in lines(run, "train")], dtype=torch.float64)
+
+
+def test_two_and_three_processes_train_as_one_does_in_float64(python, shard_set, tmp_path):
+    """Invariant 4, augmentation and dropout on; 6 does not divide by 3 x 2, so places are masked, too."""
+    first, *others = together(python, shard_set, tmp_path, "float64", [(1, 6), (2, 2), (3, 1)])
+    for run in others:
+        torch.testing.assert_close(losses(first), losses(run), rtol=0, atol=1e-9)
+        one, other = weights(first, 20), weights(run, 20)
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-9)
+
+
+def test_two_processes_lose_as_one_does_in_float32(python, shard_set, tmp_path):
+    """To 1e-5 at a small rate: rounding of 1e-7 flips some LeakyReLU's side, and the gradient moves by 1e-3."""
+    first, other = together(python, shard_set, tmp_path, "float32", [(1, 6), (2, 3)], "--optim.lr", 1e-5)
+    torch.testing.assert_close(losses(first), losses(other), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
