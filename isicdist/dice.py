@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class DiceSummary:
             rows=rows,
         )
 
-    def scores(self) -> dict[str, float | int]:
+    def scores(self) -> dict[str, Any]:
         """n and the four scores by name."""
         names = ("n", "mean_dice", "pooled_dice", "mean_jaccard", "thresholded_jaccard")
         return {name: getattr(self, name) for name in names}
@@ -113,7 +113,7 @@ class DiceReduction:
         device = accelerator.device
         rows = torch.cat(self._rows) if self._rows else torch.empty((0, 4), dtype=torch.int64)
         rows = rows.to(device)
-        most = int(accelerator.reduce(_one_hot(len(rows), accelerator), "sum").max())
+        most = int(torch.as_tensor(accelerator.reduce(_one_hot(len(rows), accelerator), "sum")).max())
         places = torch.full((max(1, most), 4), -1, dtype=torch.int64, device=device)
         places[: len(rows)] = rows
         gathered = accelerator.gather(places)

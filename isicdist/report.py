@@ -33,9 +33,8 @@ def report(run: Path, console: Console) -> None:
         f"{config['mixed_precision']} · global batch {config['batch']['global_size']}"
     )
     table = Table(title=f"Scores of {run}")
-    for name, justify in (("split", "left"), ("step", "right"), ("n", "right")):
-        table.add_column(name, justify=justify)
-    for name in SCORES:
+    table.add_column("split")
+    for name in ("step", "n", *SCORES):
         table.add_column(name.replace("_", " "), justify="right")
     if evaluations:
         best = max(evaluations, key=lambda event: event["mean_dice"])

@@ -43,7 +43,6 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     Every process that `accelerate launch` started calls it. Raises the errors of `shards.errors`.
     """
     accelerator = processes.start()
-    main = accelerator.is_main_process
     shards = ShardSet.open(data)
     split, validation = shards.split("train"), shards.split("val")
     check_set(split, accelerator.num_processes)
@@ -51,7 +50,9 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     model = build_model(config)
     optimizer = torch.optim.Adam(parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr)
     start = _restore(config, run, model, optimizer)
+    bare = model  # the same weights, without what DDP and autocast wrap around them
     model, optimizer = accelerator.prepare(model, optimizer)
+    save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, checkpoint.save_best))
 
     stream = Stream(
         split,
@@ -71,10 +72,11 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     total = min(config.epochs * per_epoch, config.steps or config.epochs * per_epoch)
     summary = None
 
-    with stream, Tracker.open(run, _record(config, shards, accelerator), main=main, total_steps=total) as tracker:
+    record, main = _record(config, shards, accelerator), accelerator.is_main_process
+    with stream, Tracker.open(run, record, main=main, total_steps=total) as tracker:
         tracker.truncate_after(step)
         if start:
-            tracker.note(f"resumed from {start.path.name}")
+            tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
         interval = Interval(accelerator, step)
         while step < total:
             epoch = stream.epoch_number
@@ -98,7 +100,8 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
                 lr = learning_rate(config.optim.schedule, config.optim.lr, step, total, per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
+                most = config.optim.clip_norm or float("inf")
+                norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), most))
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
@@ -108,19 +111,16 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
                     position = epoch * len(split) + (stream.consumed or len(split))
                     measured = interval.report(step)
                     tracker.log_train(
-                        step=step, epoch=epoch, samples=position, lr=lr, grad_norm=float(norm), **measured
+                        step=step, epoch=epoch, samples=position, lr=lr, grad_norm=norm.item(), **measured
                     )
                 if _due(step, config.eval_every, epoch_ends, total):
                     summary = score(model, validation, accelerator, micro_size=min(16, plan.micro_size))
                     tracker.log_evaluation(step=step, split="val", **summary.scores())
                     if summary.mean_dice > best:
                         best = summary.mean_dice
-                        if main:
-                            card = model_card(config, shards, step, best)
-                            checkpoint.save_best(run, accelerator.unwrap_model(model), card)
-                if _due(step, config.checkpoint_every, epoch_ends, total) and main:
-                    state = {"best": best, "stream": stream.state_dict()}
-                    checkpoint.save(run, step, accelerator.unwrap_model(model), optimizer, state, keep=config.keep)
+                        save_best(run, bare, model_card(config, shards, step, best))
+                if _due(step, config.checkpoint_every, epoch_ends, total):
+                    save(run, step, bare, optimizer, {"best": best, "stream": stream.state_dict()}, keep=config.keep)
                 if step == total:
                     break
     accelerator.end_training()

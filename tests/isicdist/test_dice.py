@@ -53,7 +53,7 @@ def test_update_counts_as_a_loop_over_pixels_does():
     reduction.update(logits, masks, torch.tensor([5, 6, 7]), torch.tensor([True, False, True]))
     summary = reduction.reduce(Accelerator(cpu=True))
     for row, image in zip(summary.rows.tolist(), (0, 2), strict=True):
-        pairs = [(p > 0, bool(t)) for p, t in zip(logits[image].flatten(), masks[image].flatten(), strict=True)]
+        pairs = [(bool(p > 0), bool(t)) for p, t in zip(logits[image].flatten(), masks[image].flatten(), strict=True)]
         assert row == [5 + image, pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))]
 
 
