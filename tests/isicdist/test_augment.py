@@ -1,0 +1,160 @@
+"""Augmentation: a pure function of the key, the same for image and mask, within the ranges of the config."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from isicdist.augment import MEAN, STD, augment, normalise, to_unit
+from isicdist.config import AugmentConfig
+from isicdist.order import Purpose, sample_keys
+
+NEUTRAL = AugmentConfig(
+    rotation=0.0, scale=(1.0, 1.0), elastic=0.0, contrast=(1.0, 1.0), gamma=(1.0, 1.0), brightness=0.0
+)
+SIDE = 96
+
+
+def keys(count: int, seed: int = 3) -> np.ndarray:
+    return sample_keys(seed, 0, np.arange(count), Purpose.AUGMENT)
+
+
+@pytest.fixture
+def noise() -> tuple[Tensor, Tensor]:
+    """8 images and masks of smooth noise."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((8, 3, 9, 9), generator=generator)
+    images = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
+    return images, (images[:, :1] > 0.5).to(torch.uint8)
+
+
+def disc(count: int) -> Tensor:
+    """A disc off the centre, bool (count, 1, SIDE, SIDE)."""
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return ((y - 40) ** 2 + (x - 56) ** 2 < 20**2).expand(count, 1, SIDE, SIDE)
+
+
+def test_what_happens_to_a_sample_depends_on_its_key_alone(noise):
+    images, masks = noise
+    one, one_mask = augment(images, masks, keys(8), AugmentConfig())
+    order = torch.tensor([5, 2, 7, 0, 1, 3, 6, 4])
+    other, other_mask = augment(images[order], masks[order], keys(8)[order.numpy()], AugmentConfig())
+    assert torch.equal(other_mask, one_mask[order])
+    torch.testing.assert_close(other, one[order], rtol=0, atol=1e-6)
+    alone, alone_mask = augment(images[3:4], masks[3:4], keys(8)[3:4], AugmentConfig())
+    assert torch.equal(alone_mask[0], one_mask[3])
+    torch.testing.assert_close(alone[0], one[3], rtol=0, atol=1e-6)
+
+
+def test_no_generator_is_consumed(noise):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    augment(*noise, keys(8), AugmentConfig())
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.asarray(np.random.get_state()[1]), np.asarray(numpy_state[1]))
+
+
+def test_other_keys_do_something_else(noise):
+    images, masks = noise
+    same = images[:1].expand(8, -1, -1, -1)
+    out, _ = augment(same, masks[:1].expand(8, -1, -1, -1), keys(8), AugmentConfig())
+    apart = (out[:, None] - out[None]).abs().mean(dim=(2, 3, 4)) + torch.eye(8)
+    assert apart.min() > 0.01
+    assert not torch.equal(out, augment(same, masks, keys(8, seed=4), AugmentConfig())[0])
+
+
+def test_values_stay_in_their_range_and_the_mask_stays_a_mask(noise):
+    images, masks = noise
+    out, moved = augment(images, masks, keys(8), AugmentConfig())
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+    assert 0 <= out.min() < out.max() <= 1
+    assert moved.shape == masks.shape
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) == {0, 1}
+
+
+def test_the_mask_moves_with_the_image():
+    """A bright disc on black, its colours left alone: where the image is bright afterwards, the mask is 1."""
+    shape = disc(32)
+    config = AugmentConfig(contrast=(1.0, 1.0), gamma=(1.0, 1.0), brightness=0.0)
+    out, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(32), config)
+    bright, inside = out[:, :1] > 0.5, moved > 0
+    iou = (bright & inside).sum((1, 2, 3)) / (bright | inside).sum((1, 2, 3))
+    assert iou.min() > 0.95
+    unmoved = (shape & inside).sum((1, 2, 3)) / (shape | inside).sum((1, 2, 3))
+    assert unmoved.median() < 0.8
+
+
+def test_a_neutral_config_only_mirrors(noise):
+    images, masks = (part[:1].expand(32, -1, -1, -1) for part in noise)
+    out, moved = augment(images, masks, keys(32), NEUTRAL)
+    mirrored = 0
+    for image, mask in zip(out, moved, strict=True):
+        flip = (image - images[0]).abs().max() > 1e-3
+        mirrored += int(flip)
+        torch.testing.assert_close(image, images[0].flip(-1) if flip else images[0], rtol=0, atol=1e-4)
+        assert torch.equal(mask, masks[0].flip(-1) if flip else masks[0])
+    assert 4 < mirrored < 28
+
+
+def test_scale_is_a_zoom_factor_within_its_bounds():
+    shape = disc(64)
+    config = AugmentConfig(**{**vars(NEUTRAL), "scale": (0.75, 1.25)})
+    _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(64), config)
+    zoom = (moved.sum((1, 2, 3)) / shape[0].sum()).sqrt()
+    assert 0.74 < zoom.min() < 0.8
+    assert 1.2 < zoom.max() < 1.26
+
+
+def test_rotation_stays_within_its_angle():
+    shape = disc(64)
+    config = AugmentConfig(**{**vars(NEUTRAL), "rotation": 20.0})
+    _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(64), config)
+    centre = (SIDE - 1) / 2
+    place = torch.arange(SIDE) - centre
+    weight = moved[:, 0].float()
+    x, y = ((weight * grid).sum((1, 2)) / weight.sum((1, 2)) for grid in (place, place[:, None]))
+    start = np.arctan2(40 - centre, 56 - centre)
+    angle = torch.atan2(y, x.abs()).numpy() - start  # a mirrored disc lies on the left
+    assert 15 < np.rad2deg(angle).max() < 20.5
+    assert -20.5 < np.rad2deg(angle).min() < -15
+
+
+def test_colours_change_as_the_config_says():
+    """On columns of one colour, so that mirroring changes nothing."""
+    ramp = torch.linspace(0.3, 0.6, SIDE)[None, None, :, None].expand(4, 3, SIDE, SIDE)
+    masks = torch.zeros((4, 1, SIDE, SIDE), dtype=torch.uint8)
+
+    def coloured(**change: object) -> Tensor:
+        return augment(ramp, masks, keys(4), AugmentConfig(**{**vars(NEUTRAL), **change}))[0]
+
+    torch.testing.assert_close(coloured(gamma=(1.5, 1.5)), ramp**1.5, rtol=0, atol=1e-4)
+    torch.testing.assert_close(coloured(contrast=(1.4, 1.4)), (ramp - 0.45) * 1.4 + 0.45, rtol=0, atol=1e-4)
+    shift = (coloured(brightness=0.1) - ramp).mean(dim=(1, 2, 3))
+    assert len(set(shift.tolist())) == 4
+    assert 0 < shift.abs().max() <= 0.1001
+
+
+def test_normalise_by_hand():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    unit = to_unit(images)
+    torch.testing.assert_close(unit.flatten(), torch.tensor([0.0, 0.2, 1.0]))
+    by_hand = [(value - m) / s for value, m, s in zip((0.0, 0.2, 1.0), MEAN, STD, strict=True)]
+    torch.testing.assert_close(normalise(unit).flatten(), torch.tensor(by_hand))
+    torch.testing.assert_close(normalise(unit, (0.0,) * 3, (0.5,) * 3).flatten(), torch.tensor([0.0, 0.4, 2.0]))
+
+
+def test_mean_and_deviation_are_those_of_the_real_images(real_data):
+    with zipfile.ZipFile(real_data / "ISIC2018_Task1-2_Training_Input_256.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".jpg")][::12]
+        pictures = [Image.open(io.BytesIO(archive.read(name))).reduce(4) for name in names]
+    unit = to_unit(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2))
+    scaled = normalise(unit)
+    assert scaled.mean(dim=(0, 2, 3)).abs().max() < 0.1
+    assert (scaled.std(dim=(0, 2, 3)) - 1).abs().max() < 0.1
