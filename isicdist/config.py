@@ -181,14 +181,18 @@ def load_recipe(name: str) -> dict[str, Any]:
     if name not in recipes():
         raise UsageError(f"no recipe {name!r}{_nearest(name, recipes())}; there are: {', '.join(recipes())}")
     path = resources.files("isicdist") / "recipes" / f"{name}.toml"
-    return parse_settings(path.read_text(), f"recipe {name}")
+    return parse_settings(path.read_text("utf-8"), f"recipe {name}")
 
 
 def load_file(path: Path) -> dict[str, Any]:
     """The settings of a TOML file. Raises UsageError when it is not there, not TOML, or has an unknown key."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such config file")
-    return parse_settings(path.read_text(), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not TOML: it is not UTF-8 text") from error
+    return parse_settings(text, str(path))
 
 
 def parse_settings(text: str, where: str) -> dict[str, Any]:
