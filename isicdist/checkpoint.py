@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ MODEL, OPTIMIZER, STATE, MANIFEST, CARD = (
     "manifest.json",
     "model.json",
 )
+VOUCHED = (MODEL, OPTIMIZER, STATE)
+"""The files whose sha256 the manifest holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,7 @@ def save(
         save_file(_weights(model), folder / MODEL)
         torch.save(optimizer.state_dict(), folder / OPTIMIZER)
         (folder / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
-        names = (MODEL, OPTIMIZER, STATE)
-        (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in names}, indent=1))
+        (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in VOUCHED}, indent=1))
     for path in _steps(run)[keep:]:
         shutil.rmtree(path)
 
@@ -74,17 +76,24 @@ def load(path: Path) -> Checkpoint:
     """Load one checkpoint and verify every byte. Raises CheckpointError that names the file that is wrong."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        for name, digest in manifest.items():
-            if _sha256(path / name) != digest:
+        for name in VOUCHED:
+            if _sha256(path / name) != manifest[name]:
                 raise CheckpointError(f"{path / name}: damaged (its sha256 is not the manifest's)")
         return Checkpoint(
             path=path,
             weights=load_file(path / MODEL),
-            optimizer=torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu"),
+            optimizer=_load_optimizer(path / OPTIMIZER),
             state=json.loads((path / STATE).read_text()),
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error
+
+
+def _load_optimizer(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # torch's own advice is to trust the file
+        raise CheckpointError(f"{path}: refused, it is not made of tensors and numbers alone") from error
 
 
 def save_best(run: Path, model: nn.Module, card: dict[str, Any]) -> None:
@@ -110,9 +119,15 @@ def load_model(path: str | Path) -> tuple[ImprovedUNet, dict[str, Any]]:
         if _sha256(folder / MODEL) != card["sha256"]:
             raise CheckpointError(f"{folder / MODEL}: damaged (its sha256 is not the one in {CARD})")
         model = ImprovedUNet(**card["architecture"])
-        model.load_state_dict(load_file(folder / MODEL))
+        weights = load_file(folder / MODEL)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a model of this isicdist ({error})") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # its message has a line for every weight
+        raise CheckpointError(
+            f"{folder}: the weights are of another network than {CARD} describes; copy the whole folder again"
+        ) from error
     return model.eval(), card
 
 
