@@ -53,14 +53,14 @@ def demo(out: Path, samples: int) -> None:
 
 
 def _launch() -> list[str]:
-    """`accelerate launch` of two processes as `launch/cpu2.yaml` has it, which uses the GPUs where there are any."""
+    """`accelerate launch` of two processes: on GPUs where there are two, on one where there is one, else on the CPU."""
     import torch
 
     gpus = torch.cuda.device_count()
     words = ["--multi_gpu", "--num_processes", str(PROCESSES), "--num_machines", "1", "--main_process_port", "0"]
     if 0 < gpus < PROCESSES:
         words = ["--num_processes", "1", "--num_machines", "1"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *words, "--mixed_precision", "bf16"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *words, "--mixed_precision", "bf16", "--dynamo_backend", "no"]
 
 
 def _shown(command: list[str]) -> list[str]:

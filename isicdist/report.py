@@ -35,7 +35,7 @@ def report(run: Path, console: Console) -> None:
     table = Table(title=f"Scores of {run}")
     table.add_column("split")
     for name in ("step", "n", *SCORES):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right")
     if evaluations:
         best = max(evaluations, key=lambda event: event["mean_dice"])
         table.add_row(f"{best['split']} (best)", str(best["step"]), *_cells(best))
