@@ -101,13 +101,16 @@ def test_a_short_tail_is_masked_in_memory_that_was_full_before(split):
     left = len(split) % 8
     assert left
     with open_stream(split, global_size=8, micro=8, prefetch=1) as stream:
+        short = 0
         for batch in stream.in_order():
             assert batch.step_samples == batch.valid.sum()
-        assert batch.step_samples == left
-        assert (batch.numbers[left:] == MASKED).all()
-        assert not batch.images[left:].any()
-        assert not batch.masks[left:].any()
-        assert batch.images[:left].any()
+            if batch.step_samples < 8:
+                short = batch.step_samples
+                assert (batch.numbers[short:] == MASKED).all()
+                assert not batch.images[short:].any()
+                assert not batch.masks[short:].any()
+                assert batch.images[:short].any()
+        assert short == left
 
 
 def test_the_last_micro_batch_of_a_step_is_marked(split):
