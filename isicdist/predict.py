@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterator
@@ -56,11 +57,15 @@ def predict(checkpoint: Path, images: str, out: Path) -> Predicted:
     model, card = load_model(checkpoint)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     sources, files = find([images])
-    files = _unique(images_only(files), images)
-    out.mkdir(parents=True, exist_ok=True)
     rejected: list[tuple[str, str, str]] = []
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress() as progress:
+    with contextlib.ExitStack() as opened:
+        for source in sources:
+            opened.callback(source.close)
+        files = _unique(images_only(files), images)
+        out.mkdir(parents=True, exist_ok=True)
+        pool = opened.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        progress = opened.enter_context(Progress())
         task = progress.add_task("predict", total=len(files))
         for batch in _batches(pool, files, sources, card, rejected):
             probs = probabilities(model, np.stack([fitted for _, fitted, _ in batch]), card, accelerator.device)
@@ -69,9 +74,7 @@ def predict(checkpoint: Path, images: str, out: Path) -> Predicted:
                 _save_png(out / f"{PurePosixPath(file.name).stem}{MASK_SUFFIX}.png", mask)
             done += len(batch)
             progress.update(task, completed=done + len(rejected))
-    if rejected:
-        with (out / "rejected.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason", "detail"), *rejected])
+    _save_rejected(out / "rejected.csv", rejected)
     return Predicted(masks=done, rejected=len(rejected))
 
 
@@ -111,6 +114,16 @@ def _unique(files: list[File], place: str) -> list[File]:
             raise SourceError(f"{place}: {seen[stem]} and {file.name} would have one mask; rename one of them")
         seen[stem] = file.name
     return files
+
+
+def _save_rejected(path: Path, rejected: list[tuple[str, str, str]]) -> None:
+    if not rejected:
+        path.unlink(missing_ok=True)  # what an earlier prediction into the same folder left
+        return
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "reason", "detail"), *sorted(rejected)])
+    temporary.replace(path)
 
 
 def _save_png(path: Path, mask: np.ndarray) -> None:
