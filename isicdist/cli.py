@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -199,7 +200,10 @@ def _join_switches(words: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a failure, 2 bad usage. `--debug` shows tracebacks."""
+    """Run the command line and exit: 0 done, 1 a failure, 2 bad usage, 85 stopped by a signal and saved.
+
+    `--debug` shows the traceback of a failure.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = _join_switches([word for word in words if word != "--debug"])
@@ -212,4 +216,6 @@ def main(arguments: list[str] | None = None) -> None:
                 raise error.__cause__ from None
             raise UsageError(f"{error} (isicdist --help shows the commands)") from error
 
-    sys.exit(exit_code_of(command, debug=debug))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    who = f"rank {os.environ.get('RANK', '?')}: " if several else ""
+    sys.exit(exit_code_of(command, debug=debug, who=who))

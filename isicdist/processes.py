@@ -1,9 +1,12 @@
-"""Starting on however many processes there are, and refusing a launch that is not what it looks like."""
+"""Starting on however many processes there are, and stopping together when one of them gets a signal."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -49,3 +52,46 @@ def _mismatch(launched: int | str | None, taken_up: int) -> str:
         f"WORLD_SIZE is {launched}, but accelerate has set up {taken_up} process(es), so each would train alone; "
         f"{_WAY_OUT}, or unset WORLD_SIZE"
     )
+
+
+class StopSignal:
+    """SIGTERM, SIGUSR1 or SIGINT on any rank, agreed on by all. Use it as a context manager around the loop.
+
+    A second signal does what it would have done without us: the process ends at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._told = False
+        self._asked: torch.Tensor | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def agreed(self) -> bool:
+        """Whether a rank had been told to stop when this was last called; the same on every rank.
+
+        Each call asks (a sum of one integer) and reads the answer of the call before it, so that no device is
+        waited for. Every rank calls it once per step.
+        """
+        answer = self._asked
+        told = torch.tensor([int(self._told)], device=self._accelerator.device)
+        self._asked = torch.as_tensor(self._accelerator.reduce(told, "sum"))
+        return answer is not None and bool(answer.item())
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -27,14 +27,18 @@ from isicdist.evaluate import score
 from isicdist.loss import segmentation_loss
 from isicdist.model import STRIDE, ImprovedUNet
 from isicdist.order import BatchPlan, Purpose, sample_keys
+from isicdist.processes import StopSignal
 from isicdist.schedule import learning_rate
 from isicdist.stream import Batch, Stream
 from isicdist.tracking import Tracker
-from shards.errors import CheckpointError, TrainingError, UsageError
+from shards.errors import CheckpointError, StoppedError, TrainingError, UsageError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+REQUEUE_NAME = "REQUEUE"
+"""In the run's folder while a run that a signal stopped waits to be started again."""
 
 
 def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
@@ -73,8 +77,9 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     summary = None
 
     record, main = _record(config, shards, accelerator), accelerator.is_main_process
-    with stream, Tracker.open(run, record, main=main, total_steps=total) as tracker:
+    with stream, StopSignal(accelerator) as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
         tracker.truncate_after(step)
+        accelerator.on_main_process((run / REQUEUE_NAME).unlink)(missing_ok=True)
         if start:
             tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
         interval = Interval(accelerator, step)
@@ -119,12 +124,23 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
                     if summary.mean_dice > best:
                         best = summary.mean_dice
                         save_best(run, bare, model_card(config, shards, step, best))
-                if _due(step, config.checkpoint_every, epoch_ends, total):
+                stopping = stop.agreed() and step < total
+                if stopping or _due(step, config.checkpoint_every, epoch_ends, total):
                     save(run, step, bare, optimizer, {"best": best, "stream": stream.state_dict()}, keep=config.keep)
+                if stopping:
+                    raise _stopped(run, step, tracker, accelerator)
                 if step == total:
                     break
     accelerator.end_training()
     return summary
+
+
+def _stopped(run: Path, step: int, tracker: Tracker, accelerator: Accelerator) -> StoppedError:
+    """Leave RUN/REQUEUE, and wait for all ranks: the launcher ends the others as soon as one has ended."""
+    accelerator.on_main_process((run / REQUEUE_NAME).touch)()
+    tracker.close("stopped")
+    accelerator.wait_for_everyone()
+    return StoppedError(f"stopped by a signal after step {step}; start the same command again to go on")
 
 
 def _due(step: int, every: int, epoch_ends: bool, total: int) -> bool:

@@ -6,7 +6,8 @@ ToolkitError                 a failure said in one line                         
 ├── ShardSetError            a shard set that is not there, incomplete or of another version
 │   └── CorruptShardError    a byte that is not what the index says; names shard and key
 ├── CheckpointError          weights or a run that are missing, damaged or of another network
-└── TrainingError            a run that cannot go on
+├── TrainingError            a run that cannot go on
+└── StoppedError             a run that a signal stopped, with a checkpoint saved      exit 85
 
 Every message is one line: what is wrong, where, and what to do about it. A command prints it on stderr
 without a traceback (`--debug` shows that) and ends with the class's `exit_code`.
@@ -52,8 +53,16 @@ class TrainingError(ToolkitError):
     """A run that cannot go on: the message says at which step and why."""
 
 
-def exit_code_of(command: Callable[[], int | None], *, debug: bool) -> int:
+class StoppedError(ToolkitError):
+    """A run that a signal stopped: its checkpoint is saved, and it waits to be started again."""
+
+    exit_code = 85
+
+
+def exit_code_of(command: Callable[[], int | None], *, debug: bool, who: str = "") -> int:
     """Run `command` and turn how it ends into an exit code, with one line on stderr for a failure.
+
+    `debug` shows the traceback, too. `who` stands before the line: which process speaks, where there are several.
 
     Returns 0 when the command returns None, else what it returns; a `ToolkitError`'s own code; 1 for an
     operating-system error (a full disk, a read-only folder), which names its file; 130 on Ctrl-C.
@@ -61,12 +70,12 @@ def exit_code_of(command: Callable[[], int | None], *, debug: bool) -> int:
     try:
         return command() or 0
     except ToolkitError as error:
-        return _say(error, str(error), error.exit_code, debug)
+        return _say(error, f"{who}{error}", error.exit_code, debug)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        return _say(error, f"{place}{error.strerror or error}", 1, debug)
+        return _say(error, f"{who}{place}{error.strerror or error}", 1, debug)
     except KeyboardInterrupt as error:
-        return _say(error, "interrupted", 130, debug)
+        return _say(error, f"{who}interrupted", 130, debug)
 
 
 def _say(error: BaseException, line: str, code: int, debug: bool) -> int:

@@ -1,0 +1,70 @@
+"""A signal on one rank stops all of them at one step, with a checkpoint from which the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+WORDS = ("--epochs", "400", "--batch.global-size", "6", "--model.base-channels", "4", "--log-every", "1")
+
+
+def started(command: list[str], run: Path) -> subprocess.Popen[str]:
+    """The command, when it has trained a few steps."""
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    metrics = run / "metrics.jsonl"
+    give_up = time.monotonic() + 90
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 4):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    return process
+
+
+def last_checkpoint(run: Path) -> int:
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_one_process_saves_and_exits_85(shard_set, tmp_path, number):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS]
+    process = started(command, run)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 85, errors
+    said = re.search(r"error: stopped by a signal after step (\d+)", errors)
+    assert said
+    assert last_checkpoint(run) == int(said[1])
+    assert (run / "REQUEUE").exists()
+
+
+def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, tmp_path, python):
+    run = tmp_path / "run"
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "--mixed_precision", "no"]
+    train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
+    process = started([sys.executable, *launch, *train], run)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    steps = set(re.findall(r"rank \d: stopped by a signal after step (\d+)", errors))
+    assert steps == {str(last_checkpoint(run))}, errors
+    assert (run / "REQUEUE").exists()
+
+    step = last_checkpoint(run)
+    again = python(*train, "--steps", step + 2)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed from step-{step:08d}" in again.stdout
+    logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train" in line]
+    assert logged == list(range(1, step + 3))  # no step twice, none left out
+    assert not (run / "REQUEUE").exists()
