@@ -60,7 +60,16 @@ def _launch() -> list[str]:
     words = ["--multi_gpu", "--num_processes", str(PROCESSES), "--num_machines", "1", "--main_process_port", "0"]
     if 0 < gpus < PROCESSES:
         words = ["--num_processes", "1", "--num_machines", "1"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *words, "--mixed_precision", "bf16", "--dynamo_backend", "no"]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *words,
+        "--mixed_precision",
+        "bf16",
+        "--dynamo_backend",
+        "no",
+    ]
 
 
 def _shown(command: list[str]) -> list[str]:
