@@ -8,33 +8,35 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards import format
-from shards.errors import SourceError, ToolkitError, UsageError
-from shards.pack import WORK, ShardRecord, check_shard, pack_shard, publish, record_path
-from shards.plan import BuildOptions, PlannedShard, digest_of_files, plan_shards
+from shards.duplicates import Duplicate, hashes, joined, kind_of, near_pairs
+from shards.errors import SourceError, UsageError
+from shards.pack import WORK, Sample, ShardRecord, check_shard, encode_part, publish, record_path, write_shard
+from shards.plan import BuildOptions, PlannedShard, check_groups, digest_of_files, plan_shards, splits_by_hash
+from shards.pool import Work, in_parallel
 from shards.reader import ShardSet
-from shards.source import BadInputError, Pairing, Rejected, Source, find, pair_files
-from shards.split import parse_fractions, read_groups
+from shards.source import BadInputError, Pair, Pairing, Rejected, Source, find, pair_files
+from shards.split import in_order, read_groups, read_split_file
 
 PLAN = "plan.json"
-Report = Callable[[int, int], None]
-"""Called now and then with the number of pairs done and of all pairs."""
+DUPLICATES = "duplicates.json"
+HASHED = 64  # images that a process compares at a time
+PART = 4  # samples that a process encodes at a time where shards are few
+Report = Callable[[int, int, str], None]
+"""Called now and then with the number of items done, of all items, and what is done to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def build(
     options: BuildOptions | None = None,
     *,
     workers: int | None = None,
-    report: Report = lambda done, total: None,
+    report: Report = lambda done, total, title: None,
 ) -> BuildResult:
     """Pack the pairs of two places (paths or URLs; they may be one) into a shard set at `out`.
 
@@ -69,7 +71,9 @@ def build(
     sources, files = find([images, masks])
     pairing = pair_files(files, options.mask_suffix)
     groups = read_groups(options.groups, [pair.key for pair in pairing.pairs]) if options.groups else {}
-    shards = plan_shards(pairing.pairs, groups, options)
+    given = read_split_file(options.split_file, [pair.key for pair in pairing.pairs]) if options.split_file else {}
+    if given:
+        check_groups(given, groups)
     built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
     if (root / format.INDEX_NAME).exists():
         shard_set = ShardSet.open(root)
@@ -80,6 +84,11 @@ def build(
     made = _start(root, {**built, "times": digest_of_files(files, with_times=True)})
     run = _Run(root=root, sources=sources, options=options, workers=workers, report=report)
     try:
+        duplicates = run.duplicates(pairing.pairs)
+        splits = given or splits_by_hash(
+            [pair.key for pair in pairing.pairs], groups, joined(groups, duplicates), options
+        )
+        shards = plan_shards(pairing.pairs, splits, groups, options)
         if pairing.rejected and options.on_bad_input == "fail":
             found = run.check(shards)
             raise BadInputError(sorted(pairing.rejected + found, key=lambda row: row.path))
@@ -87,9 +96,9 @@ def build(
         bad = sorted(pairing.rejected + [r for record in records for r in record.rejected], key=lambda r: r.path)
         if bad and options.on_bad_input == "fail":
             raise BadInputError(bad)
-        index = _finish(root, built, options, pairing, records, bad)
+        index = _finish(root, built, options, pairing, records, bad, duplicates, splits)
     except SourceError:
-        _clear(root, shards, made)
+        _clear(root, made)
         raise
     finally:
         for source in sources:
@@ -129,11 +138,13 @@ def _start(root: Path, identity: dict[str, Any]) -> list[Path]:
     return made
 
 
-def _clear(root: Path, shards: list[PlannedShard], made: list[Path]) -> None:
-    """Take away what this build made."""
-    for split in {shard.split for shard in shards}:
-        shutil.rmtree(root / split, ignore_errors=True)
-    shutil.rmtree(root / WORK)
+def _clear(root: Path, made: list[Path]) -> None:
+    """Take away what this build made: the folder held nothing else when it began."""
+    for path in root.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     for folder in made:
         if any(folder.iterdir()):  # another command's by now
             return
@@ -147,11 +158,13 @@ def _finish(
     pairing: Pairing,
     records: list[ShardRecord],
     rejected: list[Rejected],
+    duplicates: list[Duplicate],
+    split_of_key: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Publish the sample tables, the list of rejected inputs and, last, the index."""
+    """Publish the sample tables, the lists of rejected inputs and of duplicates and, last, the index."""
     splits = {}
     flags: Counter[str] = Counter()
-    for name in parse_fractions(options.split):
+    for name in in_order(split_of_key.values()):
         mine = [record for record in records if record.name.startswith(f"{name}/") and record.samples]
         table = _table(mine)
         publish(root, root / format.table_name(name), table)
@@ -164,7 +177,13 @@ def _finish(
         splits[name] = {"samples": sum(r.samples for r in mine), "table": entry, "shards": shards}
         for record in mine:
             flags.update(record.flags)
-    publish(root, root / format.REJECTED_NAME, _csv(rejected))
+    publish(root, root / format.REJECTED_NAME, _csv(("path", "reason", "detail"), map(astuple, rejected)))
+    packed = {row[0] for record in records for row in record.rows}
+    duplicates = sorted(d for d in duplicates if d.key in packed and d.of in packed)
+    pairs = [(d.key, split_of_key[d.key], d.of, split_of_key[d.of], d.same, d.distance) for d in duplicates]
+    columns = ("key", "split", "duplicate_of", "split_of_that", "same", "distance")
+    publish(root, root / format.DUPLICATES_NAME, _csv(columns, pairs))
+    same = Counter(duplicate.same for duplicate in duplicates)
     index = {
         "format": format.FORMAT,
         "version": format.VERSION,
@@ -176,6 +195,8 @@ def _finish(
             "rejected": len(rejected),
             "ignored": len(pairing.ignored),
             "flags": dict(sorted(flags.items())),
+            "duplicates": dict(sorted(same.items())),
+            "duplicates_across_splits": sum(row[1] != row[3] for row in pairs),
         },
         "splits": splits,
     }
@@ -197,17 +218,17 @@ def _table(records: list[ShardRecord]) -> bytes:
     return buffer.getvalue()
 
 
-def _csv(rejected: list[Rejected]) -> bytes:
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason", "detail"])
-    writer.writerows([row.path, row.reason, row.detail] for row in rejected)
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue().encode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The work on the shards of one plan, here or in parallel processes."""
+    """The work on one build, here or in parallel processes."""
 
     root: Path
     sources: list[Source]
@@ -215,96 +236,104 @@ class _Run:
     workers: int
     report: Report
 
+    def duplicates(self, pairs: list[Pair]) -> list[Duplicate]:
+        """The images that show the same thing; kept beside the plan for a build that is taken up again."""
+        path = self.root / WORK / DUPLICATES
+        if path.exists():
+            return [Duplicate(*row) for row in json.loads(path.read_bytes())]
+        hashes: list[bytes | None] = []
+        with self._parallel(
+            _hash, [pairs[i : i + HASHED] for i in range(0, len(pairs), HASHED)], "comparing", len(pairs)
+        ) as parts:
+            for part in parts:
+                hashes += part
+        whole = [pair for pair, value in zip(pairs, hashes, strict=True) if value]
+        table = np.frombuffer(b"".join(value for value in hashes if value), np.uint8).reshape(-1, 32)
+        near = [(whole[i], whole[j], distance) for i, j, distance in near_pairs(table)]
+        with self._parallel(_kind, near, "comparing", len(near)) as kinds:
+            found = [
+                Duplicate(max(left.key, right.key), min(left.key, right.key), kind, distance)
+                for (left, right, distance), kind in zip(near, kinds, strict=True)
+            ]
+        publish(self.root, path, format.canonical_json([astuple(duplicate) for duplicate in found]))
+        return found
+
     def check(self, shards: list[PlannedShard]) -> list[Rejected]:
         """Find the bad pairs of all shards."""
-        return [row for rows in self._each(_check, shards, sum(len(s.pairs) for s in shards), 0) for row in rows]
+        parts = _cut(shards)
+        with self._parallel(_check, parts, "checking", sum(len(part.pairs) for part in parts)) as found:
+            return [row for rows in found for row in rows]
 
     def pack(self, shards: list[PlannedShard]) -> list[ShardRecord]:
         """Pack the shards that are not packed yet; the records of all of them, in the plan's order."""
-        import webdataset.writer  # noqa: F401  once, before the fork: it costs each process more than a second
-
         records = {
             shard.name: ShardRecord.from_json(record_path(self.root, shard).read_bytes())
             for shard in shards
             if record_path(self.root, shard).exists()
         }
         missing = [shard for shard in shards if shard.name not in records]
-        total = sum(len(shard.pairs) for shard in shards)
-        done = total - sum(len(shard.pairs) for shard in missing)
         # The largest first, so that no process is left alone with a whole shard at the end.
         missing.sort(key=lambda shard: -len(shard.pairs))
-        for record in self._each(_pack, missing, total, done):
-            records[record.name] = record
+        total = sum(len(shard.pairs) for shard in shards)
+        done = total - sum(len(shard.pairs) for shard in missing)
+        if len(missing) < 2 * self.workers:
+            made = self._pack_parts(missing, total, done)
+        else:
+            made = self._pack_whole(missing, total, done)
+        records.update((record.name, record) for record in made)
         return [records[shard.name] for shard in shards]
 
-    def _each(self, work: Callable[..., Any], shards: list[PlannedShard], total: int, done: int) -> Iterator[Any]:
-        """Yield work(shard) for each shard, as they are done."""
-        if self.workers == 1 or len(shards) <= 1:
-            for shard in shards:
-                yield work(shard, self, self._ticker(total, done))
-                done += len(shard.pairs)
-            return
-        context = multiprocessing.get_context("fork")
-        counter = context.Value("Q", done)
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(shards)), mp_context=context, initializer=_begin, initargs=(self, counter)
+    def _pack_whole(self, shards: list[PlannedShard], total: int, done: int) -> list[ShardRecord]:
+        """Each process encodes and writes shards of its own."""
+        import webdataset.writer  # noqa: F401  once, before the fork: it costs each process more than a second
+
+        with self._parallel(_pack, shards, "packing", total, done) as records:
+            return list(records)
+
+    def _pack_parts(self, shards: list[PlannedShard], total: int, done: int) -> list[ShardRecord]:
+        """The processes encode parts of the shards, and this one writes them: for a set of few shards."""
+        with self._parallel(_encode, _cut(shards), "packing", total, done) as parts:
+            samples = (sample for part in parts for sample in part)
+            return [write_shard(self.root, shard, itertools.islice(samples, len(shard.pairs))) for shard in shards]
+
+    def _parallel(
+        self, work: Work, parts: list[Any], title: str, total: int, before: int = 0
+    ) -> AbstractContextManager[Iterator[Any]]:
+        return in_parallel(
+            work,
+            parts,
+            self,
+            workers=min(self.workers, max(1, len(parts))),
+            report=lambda done: self.report(before + done, total, title),
         )
-        try:
-            waiting = {pool.submit(_in_worker, work, shard) for shard in shards}
-            while waiting:
-                ready, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                self.report(counter.value, total)
-                for future in ready:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise ToolkitError(
-                "a worker process was killed, perhaps for want of memory; run the same command again, "
-                "with fewer --workers: shards that are done are kept"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _ticker(self, total: int, done: int) -> Callable[[], None]:
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            self.report(done, total)
 
-        return tick
+def _cut(shards: list[PlannedShard]) -> list[PlannedShard]:
+    """The shards in parts of a few samples each, in order."""
+    return [
+        replace(shard, pairs=shard.pairs[start : start + PART], groups=shard.groups[start : start + PART])
+        for shard in shards
+        for start in range(0, len(shard.pairs), PART)
+    ]
+
+
+def _hash(pairs: Sequence[Pair], run: _Run, tick: Callable[[], None]) -> list[bytes | None]:
+    return hashes(pairs, run.sources, tick)
+
+
+def _kind(near: tuple[Pair, Pair, int], run: _Run, tick: Callable[[], None]) -> str:
+    kind = kind_of(near[0], near[1], run.sources)
+    tick()
+    return kind
+
+
+def _check(part: PlannedShard, run: _Run, tick: Callable[[], None]) -> list[Rejected]:
+    return check_shard(part, run.sources, run.options, tick)
+
+
+def _encode(part: PlannedShard, run: _Run, tick: Callable[[], None]) -> list[Sample | list[Rejected]]:
+    return list(encode_part(part, run.sources, run.options, tick))
 
 
 def _pack(shard: PlannedShard, run: _Run, tick: Callable[[], None]) -> ShardRecord:
-    return pack_shard(run.root, shard, run.sources, run.options, tick)
-
-
-def _check(shard: PlannedShard, run: _Run, tick: Callable[[], None]) -> list[Rejected]:
-    return check_shard(shard, run.sources, run.options, tick)
-
-
-_worker: tuple[_Run, Any] | None = None  # set once in each worker process, by the fork
-
-
-def _begin(run: _Run, counter: Any) -> None:
-    """Prepare a worker process: Ctrl-C is the parent's to handle, and the worker ends with its parent."""
-    global _worker
-    _worker = (run, counter)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _in_worker(work: Callable[..., Any], shard: PlannedShard) -> Any:
-    assert _worker is not None
-    run, counter = _worker
-
-    def tick() -> None:
-        with counter.get_lock():
-            counter.value += 1
-
-    return work(shard, run, tick)
+    return write_shard(run.root, shard, encode_part(shard, run.sources, run.options, tick))

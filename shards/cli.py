@@ -28,6 +28,7 @@ def build(
     size: int | Literal["original"] = 512,
     fit: FitKind = "stretch",
     split: str = "train=0.8,val=0.1,test=0.1",
+    split_file: str | None = None,
     groups: str | None = None,
     seed: int = 0,
     samples_per_shard: int = 256,
@@ -54,6 +55,8 @@ def build(
         How an image is brought to the square: squeezed, on black, or its centre.
     split
         The fraction of the groups in each split.
+    split_file
+        FILE.csv with the columns id and split, in place of --split.
     groups
         FILE.csv:COLUMN, as metadata.csv:lesion_id; the images of one value stay in one split.
     seed
@@ -77,6 +80,7 @@ def build(
         size=None if size == "original" else size,
         fit=fit,
         split=split,
+        split_file=split_file,
         groups=groups,
         seed=seed,
         samples_per_shard=samples_per_shard,

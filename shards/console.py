@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,30 +18,40 @@ from shards import format
 from shards.build import BuildResult
 from shards.reader import ShardSet
 from shards.source import REASONS, Rejected
-from shards.split import parse_fractions
+from shards.split import in_order
 
 PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
 LISTED = 50  # rejected inputs that are shown
 
 
+class _Rate:
+    """Items per second since the present task began."""
+
+    def __init__(self) -> None:
+        self._title, self._start, self._first = "", 0.0, 0
+
+    def of(self, done: int, title: str) -> float:
+        if title != self._title:
+            self._title, self._start, self._first = title, time.monotonic(), done
+        return (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with (done, total): a bar with rate and time left, or now and then a plain line."""
-    start = time.monotonic()
-    first = -1  # what was done already when the work began
+def progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A function to call with (done, total) and, where there are several tasks, the title of the present one.
 
-    def rate(done: int) -> float:
-        return (done - first) / max(time.monotonic() - start, 1e-9)
-
+    It shows a bar with rate and time left, or in a log file now and then a plain line.
+    """
+    rate = _Rate()
     if not sys.stderr.isatty():
-        said = start
+        said = time.monotonic()
 
-        def plain(done: int, total: int) -> None:
-            nonlocal said, first
-            first = done if first < 0 else first
+        def plain(done: int, total: int, title: str = title) -> None:
+            nonlocal said
+            speed = rate.of(done, title)
             if time.monotonic() - said >= PLAIN_SECONDS:
                 said = time.monotonic()
-                print(f"{title}: {done} of {total} {unit}, {rate(done):.1f}/s", file=sys.stderr, flush=True)
+                print(f"{title}: {done} of {total} {unit}, {speed:.1f}/s", file=sys.stderr, flush=True)
 
         yield plain
         return
@@ -54,10 +65,9 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, rate="")
 
-        def shown(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first < 0 else first
-            bar.update(task, completed=done, total=total, rate=f"{rate(done):.1f} {unit}/s")
+        def shown(done: int, total: int, title: str = title) -> None:
+            speed = f"{rate.of(done, title):.1f} {unit}/s"
+            bar.update(task, completed=done, total=total, description=title, rate=speed)
 
         yield shown
 
@@ -78,8 +88,7 @@ def print_rejected(rejected: list[Rejected]) -> None:
 def print_build(result: BuildResult) -> None:
     """The closing lines of a build."""
     counts, splits = result.index["counts"], result.index["splits"]
-    names = parse_fractions(result.index["built"]["split"])
-    parts = ", ".join(f"{name} {splits[name]['samples']}" for name in names)
+    parts = ", ".join(f"{name} {splits[name]['samples']}" for name in in_order(splits))
     if result.already:
         print(f"{result.root}: already complete ({parts}); nothing to do")
         return
@@ -91,6 +100,10 @@ def print_build(result: BuildResult) -> None:
         print(f"what was left out is listed in {result.root / format.REJECTED_NAME}")
     for flag, number in counts["flags"].items():
         print(f"{number} samples are flagged {flag}")
+    if counts["duplicates"]:
+        print(
+            f"duplicates by what is the same: {_duplicates(counts)}; listed in {result.root / format.DUPLICATES_NAME}"
+        )
 
 
 def print_info(shard_set: ShardSet) -> None:
@@ -99,7 +112,7 @@ def print_info(shard_set: ShardSet) -> None:
     table = Table("split", title=str(shard_set.root))
     for name in ("shards", "samples", "MB", "original size", "lesion area"):
         table.add_column(name, justify="right")
-    for name in parse_fractions(index["built"]["split"]):
+    for name in in_order(index["splits"]):
         entry = index["splits"][name]
         rows = shard_set.split(name).table
         megabytes = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
@@ -120,10 +133,18 @@ def print_info(shard_set: ShardSet) -> None:
         "files": f"{counts['found']} found = {counts['packed']} packed + {counts['rejected']} rejected "
         f"+ {counts['ignored']} ignored",
         "flags": ", ".join(f"{number} {flag}" for flag, number in counts["flags"].items()) or "none",
+        "duplicates": _duplicates(counts) or "none",
         "digest": shard_set.digest,
     }
     for name, text in lines.items():
         console.print(f"[bold]{name}[/bold]  {text}", highlight=False, soft_wrap=True)
+
+
+def _duplicates(counts: dict[str, Any]) -> str:
+    """The pairs of duplicates by what is the same; and a warning where a given split has torn some apart."""
+    text = ", ".join(f"{number} {name}" for name, number in counts["duplicates"].items())
+    torn = counts["duplicates_across_splits"]
+    return f"{text} (WARNING: {torn} of them lie in two splits)" if torn else text
 
 
 def _sizes(height: np.ndarray, width: np.ndarray) -> str:

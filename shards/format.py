@@ -4,6 +4,7 @@ On disk
     DIR/index.json            written last, by rename: where it is, the set is complete
     DIR/samples-<split>.npy   the sample table of one split: a NumPy structured array (no pickle)
     DIR/rejected.csv          every input left out: path, reason, detail
+    DIR/duplicates.csv        images that show the same thing, by twos: see `shards.duplicates`
     DIR/<split>/000000.tar    plain uncompressed USTAR, readable by webdataset.WebDataset as it stands
 
 One sample is adjacent members of one tar with one key, in this order:
@@ -22,7 +23,8 @@ index.json
     digest             sha256 over the canonical JSON of all other fields: it names the whole set
     size               side of the square images in pixels, or null when each keeps its original size
     built              the options that decide the bytes (fit, split, seed, samples_per_shard, ...)
-    counts             found = packed + rejected + ignored, in files
+    counts             found = packed + rejected + ignored, in files; samples by flag; pairs of duplicates by what
+                       is the same, and how many of them a given split has torn apart
     splits             {name: {"samples": n, "table": {"name", "bytes", "sha256"},
                                "shards": [{"name", "samples", "bytes", "sha256"}, ...]}}
 
@@ -51,6 +53,7 @@ FORMAT = "isicdist-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
 REJECTED_NAME = "rejected.csv"
+DUPLICATES_NAME = "duplicates.csv"
 
 MEMBERS = ("jpg", "json", "mask.png", "original.png")
 IMAGE, META, MASK, ORIGINAL = range(4)

@@ -7,13 +7,13 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self, cast
 
 from shards import format
-from shards.pair import BadPairError, Decoded, load
+from shards.pair import BadPairError, load
 from shards.plan import BuildOptions, PlannedShard
 from shards.source import Pair, Rejected, Source
 
@@ -75,56 +75,28 @@ def check_shard(shard: PlannedShard, sources: list[Source], options: BuildOption
     return rejected
 
 
-def pack_shard(
-    root: Path, shard: PlannedShard, sources: list[Source], options: BuildOptions, tick: Tick
-) -> ShardRecord:
-    """Pack a shard and publish it, then its record. A shard none of whose pairs is good is not written."""
-    from webdataset.writer import TarWriter  # imports torch
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample as it goes into a shard."""
 
-    part = root / WORK / f"{shard.split}-{shard.number:06d}.tar.{os.getpid()}.part"
-    rows: list[list[Any]] = []
-    rejected: list[Rejected] = []
-    flags: Counter[str] = Counter()
-    offset = 0
-    with part.open("wb") as file:
-        stream = _HashingFile(file)
-        with TarWriter(
-            cast(BinaryIO, stream), user="", group="", mode=0o444, mtime=0, compress=False, encoder=False
-        ) as tar:
-            for pair, group in zip(shard.pairs, shard.groups, strict=True):
-                try:
-                    decoded = load(pair, sources, options.fit, options.size)
-                except BadPairError as error:
-                    rejected += error.rejected(pair)
-                else:
-                    members, foreground = _members(pair, group, decoded, options.keeps_original(shard.split))
-                    named = {format.MEMBERS[i]: data for i, data in enumerate(members) if data}
-                    tar.write({"__key__": pair.key, **named})
-                    sizes = [len(data) for data in members]
-                    crcs = [zlib.crc32(data) for data in members]
-                    rows.append([pair.key, offset, sizes, crcs, *decoded.fit.original, foreground])
-                    offset += format.sample_bytes(sizes)
-                    flags.update(decoded.flags)
-                tick()
-        if rows:
-            (root / shard.split).mkdir(exist_ok=True)
-            _settle(file, part, root / shard.name)
-    part.unlink(missing_ok=True)
-    record = ShardRecord(
-        name=shard.name,
-        samples=len(rows),
-        bytes=stream.length,
-        sha256=stream.digest.hexdigest(),
-        rows=rows,
-        rejected=rejected,
-        flags=dict(flags),
-    )
-    publish(root, record_path(root, shard), record.to_json())
-    return record
+    key: str
+    members: list[bytes]
+    """As in `format.MEMBERS`; an absent one is empty."""
+    original: tuple[int, int]
+    """Height and width of the original in pixels."""
+    foreground: int
+    """Mask pixels that are 1."""
+    flags: list[str]
 
 
-def _members(pair: Pair, group: str, decoded: Decoded, original: bool) -> tuple[list[bytes], int]:
-    """The bytes of the four members of a sample, and its foreground pixels."""
+def encode(
+    pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, original: bool
+) -> Sample | list[Rejected]:
+    """Decode, fit and encode a pair, with its mask at the original resolution where asked; or say what is bad."""
+    try:
+        decoded = load(pair, sources, options.fit, options.size)
+    except BadPairError as error:
+        return error.rejected(pair)
     fit = decoded.fit
     mask = fit.mask(decoded.mask)
     copied = decoded.jpeg if fit.kind == "original" else None
@@ -144,7 +116,57 @@ def _members(pair: Pair, group: str, decoded: Decoded, original: bool) -> tuple[
         format.encode_mask(mask),
         format.encode_mask(decoded.mask) if original else b"",
     ]
-    return members, int(mask.sum())
+    return Sample(key=pair.key, members=members, original=fit.original, foreground=int(mask.sum()), flags=decoded.flags)
+
+
+def encode_part(shard: PlannedShard, sources: list[Source], options: BuildOptions, tick: Tick) -> Iterator[Any]:
+    """`encode` for each pair of a shard, or of a part of one."""
+    original = options.keeps_original(shard.split)
+    for pair, group in zip(shard.pairs, shard.groups, strict=True):
+        yield encode(pair, group, sources, options, original=original)
+        tick()
+
+
+def write_shard(root: Path, shard: PlannedShard, samples: Iterable[Sample | list[Rejected]]) -> ShardRecord:
+    """Write a shard and publish it, then its record. A shard none of whose pairs is good is not written."""
+    from webdataset.writer import TarWriter  # imports torch
+
+    part = root / WORK / f"{shard.split}-{shard.number:06d}.tar.{os.getpid()}.part"
+    rows: list[list[Any]] = []
+    rejected: list[Rejected] = []
+    flags: Counter[str] = Counter()
+    offset = 0
+    with part.open("wb") as file:
+        stream = _HashingFile(file)
+        with TarWriter(
+            cast(BinaryIO, stream), user="", group="", mode=0o444, mtime=0, compress=False, encoder=False
+        ) as tar:
+            for sample in samples:
+                if isinstance(sample, list):
+                    rejected += sample
+                    continue
+                named = {format.MEMBERS[i]: data for i, data in enumerate(sample.members) if data}
+                tar.write({"__key__": sample.key, **named})
+                sizes = [len(data) for data in sample.members]
+                crcs = [zlib.crc32(data) for data in sample.members]
+                rows.append([sample.key, offset, sizes, crcs, *sample.original, sample.foreground])
+                offset += format.sample_bytes(sizes)
+                flags.update(sample.flags)
+        if rows:
+            (root / shard.split).mkdir(exist_ok=True)
+            _settle(file, part, root / shard.name)
+    part.unlink(missing_ok=True)
+    record = ShardRecord(
+        name=shard.name,
+        samples=len(rows),
+        bytes=stream.length,
+        sha256=stream.digest.hexdigest(),
+        rows=rows,
+        rejected=rejected,
+        flags=dict(flags),
+    )
+    publish(root, record_path(root, shard), record.to_json())
+    return record
 
 
 class _HashingFile:

@@ -117,6 +117,21 @@ def load_image(file: File, sources: list[Source], kind: str, side: int | None) -
     return image, Fit.plan(kind, image.height, image.width, side)
 
 
+def thumbnail(file: File, sources: list[Source], side: int) -> np.ndarray:
+    """An image as (side, side) uint8, grey, upright and stretched, from a small decode. Raises BadPairError."""
+    data = _bytes(file, sources)
+    picture = _header(file, data)
+    with _damage_named(file):
+        turn = _orientation(picture)
+        if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+            least = SCALE_MARGIN * side
+            grey = Image.fromarray(simplejpeg.decode_jpeg(data, "GRAY", min_height=least, min_width=least)[..., 0])
+        else:
+            grey = _rgb(picture).convert("L")
+        grey = grey.resize((side, side), Image.Resampling.BOX)
+        return np.asarray(grey if turn == 1 else grey.transpose(TURNS[turn]))
+
+
 def _bytes(file: File, sources: list[Source]) -> bytes:
     if file.size > MAX_FILE_BYTES:
         raise BadPairError(file, "pixel-limit", f"{file.size} bytes, more than {MAX_FILE_BYTES}")

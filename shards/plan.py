@@ -12,7 +12,7 @@ from shards import format
 from shards.errors import SourceError, UsageError
 from shards.geometry import FIT_KINDS, FitKind
 from shards.source import MASK_SUFFIX, File, Pair
-from shards.split import parse_fractions, shuffled, split_of
+from shards.split import in_order, parse_fractions, shuffled, split_of
 
 OriginalMasks = Literal["none", "eval", "all"]
 OnBadInput = Literal["fail", "skip"]
@@ -29,6 +29,8 @@ class BuildOptions:
     """How an image is brought to the square (`shards.geometry`)."""
     split: str = "train=0.8,val=0.1,test=0.1"
     """The fraction of the groups in each split."""
+    split_file: str | None = None
+    """CSV file with the columns id and split, instead of `split`."""
     groups: str | None = None
     """FILE.csv:COLUMN whose images of one value stay in one split; None: each image is its own group."""
     seed: int = 0
@@ -44,6 +46,8 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         parse_fractions(self.split)
+        if self.split_file is not None and self.split != BuildOptions.split:
+            raise UsageError("--split and --split-file: give one of the two")
         if self.size is not None and not 16 <= self.size <= 8192:
             raise UsageError(f"--size {self.size}: give 16 to 8192 pixels, or original")
         if self.samples_per_shard < 1:
@@ -58,11 +62,14 @@ class BuildOptions:
         return self.original_masks == "all" or (self.original_masks == "eval" and split != TRAIN)
 
     def to_json(self) -> dict[str, Any]:
-        """For the index: no path of this machine, a digest of the groups' table instead."""
+        """For the index: no path of this machine, digests of the tables instead."""
         groups = None
         if self.groups is not None:
             path, _, column = self.groups.rpartition(":")
             groups = {"column": column, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+        split = ",".join(f"{name}={fraction:g}" for name, fraction in parse_fractions(self.split).items())
+        if self.split_file is not None:
+            split = f"file {hashlib.sha256(Path(self.split_file).read_bytes()).hexdigest()}"
         return {
             "fit": self.fit if self.size else "original",
             "groups": groups,
@@ -72,7 +79,7 @@ class BuildOptions:
             "samples_per_shard": self.samples_per_shard,
             "seed": self.seed,
             "size": self.size,
-            "split": ",".join(f"{name}={fraction:g}" for name, fraction in parse_fractions(self.split).items()),
+            "split": split,
         }
 
 
@@ -92,23 +99,47 @@ class PlannedShard:
         return format.shard_name(self.split, self.number)
 
 
-def plan_shards(pairs: Iterable[Pair], groups: Mapping[str, str], options: BuildOptions) -> list[PlannedShard]:
-    """Which pairs go into which shard. A pair without a group is a group of its own, named by its key.
+def splits_by_hash(
+    keys: Iterable[str], groups: Mapping[str, str], tied: Mapping[str, str], options: BuildOptions
+) -> dict[str, str]:
+    """The split of each key, by the hash of its group, or of the group that `tied` names instead of it.
 
-    Raises SourceError when a split would be empty.
+    A key without a group is a group of its own. Raises SourceError when a split would be empty.
     """
     fractions = parse_fractions(options.split)
+    names = ((key, groups.get(key, key)) for key in keys)
+    splits = {key: split_of(tied.get(name, name), fractions, options.seed) for key, name in names}
+    empty = [name for name in fractions if name not in splits.values()]
+    if empty:
+        raise SourceError(
+            f"split {empty[0]} gets none of the {len(splits)} pairs; "
+            "give more images, other fractions (--split) or another --seed"
+        )
+    return splits
+
+
+def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:
+    """Raise UsageError that names a group whose images are in two of the given splits."""
+    first: dict[str, str] = {}
+    for key, group in groups.items():
+        other = first.setdefault(group, key)
+        if splits[other] != splits[key]:
+            raise UsageError(
+                f"--split-file: group {group} is in two splits ({other} in {splits[other]}, {key} in {splits[key]}); "
+                "put its images into one"
+            )
+
+
+def plan_shards(
+    pairs: Iterable[Pair], splits: Mapping[str, str], groups: Mapping[str, str], options: BuildOptions
+) -> list[PlannedShard]:
+    """Which pairs go into which shard. A pair without a group is a group of its own, named by its key."""
     by_key = {pair.key: pair for pair in pairs}
-    members: dict[str, list[str]] = {name: [] for name in fractions}
+    members: dict[str, list[str]] = {name: [] for name in in_order(splits.values())}
     for key in by_key:
-        members[split_of(groups.get(key, key), fractions, options.seed)].append(key)
+        members[splits[key]].append(key)
     shards: list[PlannedShard] = []
     for split, keys in members.items():
-        if not keys:
-            raise SourceError(
-                f"split {split} gets none of the {len(by_key)} pairs; "
-                "give more images, other fractions (--split) or another --seed"
-            )
         ordered = shuffled(keys, options.seed)
         for number, start in enumerate(range(0, len(ordered), options.samples_per_shard)):
             part = ordered[start : start + options.samples_per_shard]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shards.errors import UsageError
 
-ID_COLUMNS = ("isic_id", "image_id", "image")
+ID_COLUMNS = ("isic_id", "image_id", "image", "id")
 
 
 def parse_fractions(text: str) -> dict[str, float]:
@@ -30,6 +30,12 @@ def parse_fractions(text: str) -> dict[str, float]:
     if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"--split {text}: the fractions sum to {sum(fractions.values()):g}; they must sum to 1")
     return fractions
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """The names of splits, each once, as they are shown: train, val, test, then others."""
+    known = ("train", "val", "test")
+    return sorted(set(splits), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def keyed_hash(seed: int, purpose: str, name: str) -> int:
@@ -53,7 +59,7 @@ def shuffled(keys: Iterable[str], seed: int) -> list[str]:
 def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
     """The group of each key that FILE.csv:COLUMN names; keys that it does not name have none.
 
-    The image's column is isic_id, image_id or image, else the first. Raises UsageError when the file, the
+    The image's column is isic_id, image_id, image or id, else the first. Raises UsageError when the file, the
     column, or any match with the keys is missing.
     """
     path, _, column = spec.rpartition(":")
@@ -64,6 +70,25 @@ def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
     if not groups:
         raise UsageError(f"--groups {spec}: it names none of the images; is it another set's table?")
     return groups
+
+
+def read_split_file(path: str, keys: Iterable[str]) -> dict[str, str]:
+    """The split of each key, from a CSV file with the columns id and split.
+
+    Raises UsageError unless it has them all.
+    """
+    table = read_column(Path(path), "split", "--split-file")
+    given = {key: table.get(key, "") for key in keys}
+    missing = [key for key, split in given.items() if not split]
+    if missing:
+        raise UsageError(
+            f"--split-file {path}: no split for {len(missing)} of the {len(given)} images (first: {missing[0]}); "
+            "add their rows, or take the images away"
+        )
+    for key, split in given.items():
+        if not split.isidentifier():
+            raise UsageError(f"--split-file {path}: {key} has split {split!r}; use letters, as in train, val and test")
+    return given
 
 
 def read_column(path: Path, column: str, flag: str) -> dict[str, str]:

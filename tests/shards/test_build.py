@@ -58,11 +58,20 @@ def test_every_pair_is_there_once_and_decodes_to_its_source(pictures: Path, shar
             seen.append(key)
     assert sorted(seen) == sorted(expected)
     counts = shard_set.index["counts"]
-    assert counts == {"found": 80, "packed": 80, "rejected": 0, "ignored": 0, "flags": {}}
+    assert counts == {
+        "found": 80,
+        "packed": 80,
+        "rejected": 0,
+        "ignored": 0,
+        "flags": {},
+        "duplicates": {},
+        "duplicates_across_splits": 0,
+    }
 
 
-def test_the_number_of_workers_changes_no_byte(pictures: Path, shard_set: ShardSet, tmp_path: Path):
-    build(str(pictures), str(pictures), tmp_path / "set", SMALL, workers=3)
+@pytest.mark.parametrize("workers", [3, 6])  # each packs shards of its own; all encode for one that writes
+def test_the_number_of_workers_changes_no_byte(pictures: Path, shard_set: ShardSet, tmp_path: Path, workers: int):
+    build(str(pictures), str(pictures), tmp_path / "set", SMALL, workers=workers)
     assert content(tmp_path / "set") == content(shard_set.root)
 
 
