@@ -17,8 +17,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor, bce_weight: float = 0.5) ->
 
     `logits` (B, 1, H, W), any float; `masks` (B, 1, H, W), 1 where the lesion is. Soft Dice is that of Isensee et
     al. (arXiv:1802.10508, section 2.3) per image and foreground class, 2 sum(pt) / (sum(p) + sum(t)); the 1 in both
-    parts makes
-    an empty mask with an empty prediction score 1 and keeps the gradient finite.
+    parts makes an empty mask with an empty prediction score 1 and keeps the gradient finite.
     """
     logits = wide(logits).flatten(1)  # (B, H·W)
     targets = masks.flatten(1).to(logits.dtype)  # (B, H·W)
