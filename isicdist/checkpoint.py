@@ -144,11 +144,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def put_back_best(run: Path) -> None:
+    """Undo the first of the two renames that replace RUN/best, where a kill came between them."""
+    target, old = run / "best", _beside(run / "best", "old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def _beside(target: Path, state: str) -> Path:
+    return target.with_name(f".{target.name}.{state}")
+
+
 @contextlib.contextmanager
 def _published(target: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `target` by a rename once every byte is on the disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+    new, old = _beside(target, "new"), _beside(target, "old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     yield new

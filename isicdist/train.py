@@ -53,6 +53,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     plan = plan_batches(config, accelerator.num_processes)
     model = build_model(config)
     optimizer = torch.optim.Adam(parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr)
+    accelerator.on_main_process(checkpoint.put_back_best)(run)
     start = _restore(config, run, model, optimizer)
     bare = model  # the same weights, without what DDP and autocast wrap around them
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -234,3 +234,13 @@ def test_what_is_saved_is_a_whole_network(best):
     model, _ = checkpoint.load_model(best)
     assert isinstance(model, nn.Module)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in trained()[0].parameters())
+
+
+def test_a_kill_between_the_two_renames_of_best_is_undone(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "model.json").write_text("{}")
+    checkpoint.put_back_best(tmp_path)
+    assert (tmp_path / "best" / "model.json").read_text() == "{}"
+    (tmp_path / ".best.old").mkdir()  # left over, but the new one stands
+    checkpoint.put_back_best(tmp_path)
+    assert (tmp_path / "best" / "model.json").exists()
