@@ -90,7 +90,7 @@ class Fit:
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """The fitted mask (H, W) uint8 0/1 of an original mask of 0 and 1: foreground where half of the area is."""
-        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        picture = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
         area = np.asarray(self._resized(picture, Image.Resampling.BOX, self.source, self.target))
         return self._place((area > 127).astype(np.uint8))
 

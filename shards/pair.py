@@ -216,16 +216,16 @@ def _mask(file: File, picture: Image.Image) -> tuple[np.ndarray, list[str]]:
         values = np.asarray(_rgb(picture)).max(axis=2)
     mask = values > format.FOREGROUND
     flags = []
-    if not mask.any() or mask.all():
+    if np.count_nonzero(mask) in (0, mask.size):
         flags.append("constant-mask")
-    if not ((values == 0) | (values == 255)).all():
+    if np.count_nonzero(values) != np.count_nonzero(values == 255):
         levels = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         if levels[-1] <= format.FOREGROUND:
             detail = f"its values are {levels[0]} to {levels[-1]}, none above {format.FOREGROUND}; lesion must be 255"
             raise BadPairError(file, "mask-values", detail)
         if len(levels) > 2:
             flags.append("grey-mask")
-    return mask.astype(np.uint8), flags
+    return mask.view(np.uint8), flags
 
 
 def _orientation(picture: Image.Image) -> int:
