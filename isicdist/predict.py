@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
@@ -47,11 +48,12 @@ def probabilities(model: nn.Module, images: np.ndarray, card: dict[str, Any], de
     return logits.float().sigmoid()[:, 0].cpu().numpy()
 
 
-def predict(checkpoint: Path, images: str, out: Path) -> Predicted:
+def predict(checkpoint: Path, images: str, out: Path) -> Predicted | None:
     """Write OUT/KEY_segmentation.png, 0 and 255, for each image of a folder, an archive or a URL.
 
-    Images that cannot be read are listed in OUT/rejected.csv. Raises SourceError when there is no image, or two of
-    one name, and CheckpointError for the model.
+    Under `accelerate launch` each process takes its own images; the result is None on all but the main one. Images
+    that cannot be read are listed in OUT/rejected.csv. Raises SourceError when there is no image, or two of one name,
+    and CheckpointError for the model.
     """
     accelerator = processes.start()
     model, card = load_model(checkpoint)
@@ -62,10 +64,10 @@ def predict(checkpoint: Path, images: str, out: Path) -> Predicted:
     with contextlib.ExitStack() as opened:
         for source in sources:
             opened.callback(source.close)
-        files = _unique(images_only(files), images)
+        files = _unique(images_only(files), images)[accelerator.process_index :: accelerator.num_processes]
         out.mkdir(parents=True, exist_ok=True)
         pool = opened.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        progress = opened.enter_context(Progress())
+        progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
         task = progress.add_task("predict", total=len(files))
         for batch in _batches(pool, files, sources, card, rejected):
             probs = probabilities(model, np.stack([fitted for _, fitted, _ in batch]), card, accelerator.device)
@@ -74,8 +76,11 @@ def predict(checkpoint: Path, images: str, out: Path) -> Predicted:
                 _save_png(out / f"{PurePosixPath(file.name).stem}{MASK_SUFFIX}.png", mask)
             done += len(batch)
             progress.update(task, completed=done + len(rejected))
+    rejected, masks = gather_object(rejected), gather_object([done])
+    if not accelerator.is_main_process:
+        return None
     _save_rejected(out / "rejected.csv", rejected)
-    return Predicted(masks=done, rejected=len(rejected))
+    return Predicted(masks=sum(masks), rejected=len(rejected))
 
 
 def _batches(
@@ -95,7 +100,7 @@ def _batches(
             return None
         return file, fit.image(picture), fit
 
-    chunks = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+    chunks = [files[start : start + BATCH] for start in range(0, len(files), BATCH)] or [[]]
     loading = [pool.submit(load, file) for file in chunks[0]]
     for following in [*chunks[1:], []]:
         loaded = [future.result() for future in loading]
