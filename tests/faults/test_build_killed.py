@@ -103,3 +103,33 @@ def test_a_begun_build_with_other_options_is_refused(source: str, tmp_path: Path
     process.wait()
     with pytest.raises(UsageError, match=r"differs in seed \(0 there, 3 here\)"):
         build(source, source, out, BuildOptions(size=64, samples_per_shard=4, split=OPTIONS.split, seed=3))
+
+
+def test_a_killed_worker_is_one_line_and_a_rerun_completes(source: str, whole: dict[str, bytes], tmp_path: Path):
+    out = tmp_path / "set"
+    command = [sys.executable, "-c", KILLED_WORKER, source, str(out)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: a worker process was killed")
+    assert process.stderr.count("\n") == 1
+    build(source, source, out, OPTIONS, workers=2)
+    assert content(out) == whole
+
+
+KILLED_WORKER = """
+import os, signal, sys
+import shards.build
+from shards import cli
+
+pack = shards.build._pack
+
+def pack_and_die(shard, run, tick):
+    if shard.name == "train/000003.tar":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pack(shard, run, tick)
+
+pack_and_die.__qualname__, pack_and_die.__module__ = "_pack", "shards.build"
+shards.build._pack = pack_and_die
+words = ["--images", sys.argv[1], "--masks", sys.argv[1], "--out", sys.argv[2], "--workers", "2"]
+cli.main(["build", *words, "--size", "64", "--samples-per-shard", "4", "--split", "train=0.7,val=0.3"])
+"""

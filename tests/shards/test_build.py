@@ -160,9 +160,10 @@ def test_fail_also_clears_a_set_whose_bad_input_only_packing_found(flawed: Path,
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_skip_leaves_bad_inputs_out_and_lists_them(flawed: Path, tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_skip_leaves_bad_inputs_out_and_lists_them(flawed: Path, tmp_path: Path, workers: int):
     options = BuildOptions(size=32, split=SMALL.split, on_bad_input="skip")
-    index = build(str(flawed), str(flawed), tmp_path / "set", options, workers=1).index
+    index = build(str(flawed), str(flawed), tmp_path / "set", options, workers=workers).index
     counts = {name: index["counts"][name] for name in ("found", "packed", "rejected", "ignored")}
     assert counts == {"found": 80, "packed": 74, "rejected": 5, "ignored": 1}
     rows = list(csv.DictReader(io.StringIO((tmp_path / "set" / format.REJECTED_NAME).read_text())))
