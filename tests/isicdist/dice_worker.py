@@ -11,21 +11,24 @@ from accelerate import Accelerator
 
 from isicdist import processes
 from isicdist.dice import DiceReduction
+from isicdist.thresholds import ThresholdReduction
 
 
 def scored(n: int, accelerator: Accelerator) -> dict[str, object]:
     """The summary of `n` images as JSON, its floats to the last bit."""
-    reduction = DiceReduction(expected=n)
+    reduction, thresholds = DiceReduction(expected=n), ThresholdReduction(accelerator.device)
     for image in range(accelerator.process_index, n, accelerator.num_processes):
         generator = torch.Generator().manual_seed(image)
         logits = torch.randn(1, 1, 17, 13, generator=generator)
         masks = torch.rand(1, 1, 17, 13, generator=generator) > 0.7
-        reduction.update(logits, masks, torch.tensor([image]))
-    summary = reduction.reduce(accelerator)
+        for counter in (reduction, thresholds):
+            counter.update(logits, masks, torch.tensor([image]), torch.tensor([True]))
+    summary, curve = reduction.reduce(accelerator), thresholds.reduce(accelerator)
+    assert curve.dice[128] == summary.pooled_dice  # the threshold 0.5
     everywhere = accelerator.gather(torch.tensor([summary.mean_dice], dtype=torch.float64))
     assert (torch.as_tensor(everywhere) == summary.mean_dice).all()
     scores = {name: float(value).hex() for name, value in summary.scores().items() if name != "n"}
-    return {"n": summary.n, **scores, "rows": summary.rows.tolist()}
+    return {"n": summary.n, **scores, "rows": summary.rows.tolist(), "on": curve.on.tolist(), "off": curve.off.tolist()}
 
 
 def main(sizes: list[int], out: Path) -> None:
