@@ -102,6 +102,10 @@ class DiceReduction:
         if valid is not None:
             # A masked place is kept as a row of id -1: choosing rows would wait for the device.
             rows = torch.where(valid.to(rows.device)[:, None], rows, -1)
+        self.add(rows)
+
+    def add(self, rows: Tensor) -> None:
+        """Take rows (N, 4) int64 of (id, TP, FP, FN) that were counted elsewhere."""
         self._rows.append(rows)
 
     def reduce(self, accelerator: Accelerator) -> DiceSummary:
