@@ -83,28 +83,24 @@ def evaluate(*, data: str, checkpoint: Path, split: str = "test") -> None:
     split
         The split to score.
     """
+    import json
+
     from rich.console import Console
-    from rich.table import Table
 
     from isicdist.evaluate import evaluate as command
+    from isicdist.results import SUMMARY_NAME, show
 
     result = command(checkpoint, data, split)
     if result is None:  # a process that is not the main one
         return
-    summary, out = result
-    table = Table(title=f"{split}: {summary.n} images")
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    for name, value in summary.scores().items():
-        if name != "n":
-            table.add_row(name.replace("_", " "), f"{value:.4f}")
-    Console().print(table)
+    _, out = result
+    show(json.loads((out / SUMMARY_NAME).read_text()), Console())
     Console().print(f"written to {out}", soft_wrap=True)
 
 
 @app.command
 def predict(*, checkpoint: Path, images: str, out: Path) -> None:
-    """Write a mask for every image, 0 and 255, at the image's own resolution.
+    """Write a mask for every image, 0 and 255, at the image's own resolution; each process takes its share.
 
     Parameters
     ----------
@@ -118,6 +114,8 @@ def predict(*, checkpoint: Path, images: str, out: Path) -> None:
     from isicdist.predict import predict as command
 
     done = command(checkpoint, images, out)
+    if done is None:  # a process that is not the main one
+        return
     print(f"{done.masks} masks written to {out}")
     if done.rejected:
         print(f"{done.rejected} images could not be read: see {out / 'rejected.csv'}", file=sys.stderr)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from isicdist import processes
 from isicdist.augment import MEAN, STD, normalise, to_unit
 from isicdist.checkpoint import load_model
-from isicdist.dice import DiceReduction, DiceSummary, per_image_scores
+from isicdist.dice import DiceReduction, DiceSummary
 from isicdist.order import BatchPlan
+from isicdist.original import OriginalReduction, has_originals
+from isicdist.results import Results
 from isicdist.stream import Stream
+from isicdist.thresholds import ThresholdReduction
 from shards.errors import CheckpointError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+class Counter(Protocol):
+    """Something that counts each batch beside `DiceReduction`, with the same call."""
+
+    def update(self, logits: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
+        """Count one batch: logits and masks (B, 1, H, W), sample numbers (B,), places that hold an image (B,)."""
+        ...
 
 
 @torch.inference_mode()
@@ -36,10 +47,12 @@ def score(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
     progress: Progress | None = None,
+    beside: Sequence[Counter] = (),
 ) -> DiceSummary:
     """The exact scores of `model` on `split` at the network's resolution; every rank calls it and gets the same.
 
     `micro_size`: images of one forward pass. `threshold`: the probability above which a pixel is lesion.
+    `beside`: what else is to see every batch; the caller reduces it.
     """
     world = accelerator.num_processes
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
@@ -51,7 +64,8 @@ def score(
         for batch in stream.in_order():
             logits = model(normalise(to_unit(batch.images), mean, std))
             numbers, valid = torch.from_numpy(batch.numbers), torch.from_numpy(batch.valid)
-            reduction.update(logits, batch.masks, numbers, valid)
+            for counter in (reduction, *beside):
+                counter.update(logits, batch.masks, numbers, valid)
             if progress and task is not None:
                 progress.advance(task, batch.step_samples)
     model.train(training)
@@ -59,7 +73,11 @@ def score(
 
 
 def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary, Path] | None:
-    """Score RUN/best on a split and write RUN/evaluation/<split>/; None on all ranks but the main one."""
+    """Score RUN/best on a split and write RUN/evaluation/<split>/; None on all ranks but the main one.
+
+    The summary is of the network's resolution; what is written has the original resolution's scores, too, where
+    the split carries the original masks.
+    """
     accelerator = processes.start()
     model, card = load_model(checkpoint)
     shards = ShardSet.open(data)
@@ -70,7 +88,12 @@ def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary,
         )
     split = shards.split(split_name)
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    with Progress(disable=not accelerator.is_main_process) as progress:
+    thresholds = ThresholdReduction(accelerator.device)
+    with ExitStack() as opened:
+        progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
+        original = None
+        if has_originals(split):
+            original = opened.enter_context(OriginalReduction(split, threshold=card["threshold"]))
         summary = score(
             wrapped,
             split,
@@ -79,31 +102,20 @@ def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary,
             mean=tuple(card["mean"]),
             std=tuple(card["std"]),
             progress=progress,
+            beside=[thresholds, original] if original else [thresholds],
+        )
+        results = Results(
+            split=split,
+            card=card,
+            network=summary,
+            original=original.reduce(accelerator) if original else None,
+            curve=thresholds.reduce(accelerator),
         )
     if not accelerator.is_main_process:
         return None
     out = checkpoint / "evaluation" / split_name
-    _write(out, summary, split, card)
+    results.write(out)
     from isicdist.pictures import draw_examples  # late: matplotlib is only for those who look
 
     draw_examples(model, card, split, summary, out / "examples.png", accelerator.device)
     return summary, out
-
-
-def _write(out: Path, summary: DiceSummary, split: Split, card: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "split": split.name,
-        "data_digest": split.digest,
-        "resolution": split.size,
-        "threshold": card["threshold"],
-        "model_step": card["step"],
-        **summary.scores(),
-    }
-    (out / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
-    dice, jaccard = per_image_scores(summary.rows)
-    with (out / "per_image.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "tp", "fp", "fn", "dice", "jaccard"])
-        for (number, tp, fp, fn), d, j in zip(summary.rows.tolist(), dice.tolist(), jaccard.tolist(), strict=True):
-            writer.writerow([split.key(number), tp, fp, fn, d, j])

@@ -1,0 +1,159 @@
+"""What an evaluation comes to: scores with their intervals and subgroups, as files and as tables to read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from isicdist.dice import DiceSummary, per_image_scores
+from isicdist.interval import NAMES, bootstrap_intervals
+from isicdist.thresholds import ThresholdCurve
+from shards.geometry import Fit
+from shards.reader import Split
+
+SUMMARY_NAME = "summary.json"
+RESOLUTIONS = ("network_resolution", "original_resolution")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The counts of one model on one split."""
+
+    split: Split
+    card: dict[str, Any]
+    """The model's card: its threshold and the step it is of."""
+    network: DiceSummary
+    """At the size the network sees."""
+    original: DiceSummary | None
+    """At each image's own size; None where the split does not carry the original masks."""
+    curve: ThresholdCurve
+    """At every threshold, pixels pooled, at the size the network sees."""
+
+    @cached_property
+    def original_sizes(self) -> np.ndarray:
+        """(height, width) of each original in pixels, int64 (n, 2), in the order of the rows."""
+        numbers = self.network.rows[:, 0].tolist()
+        return np.array([Fit.from_json(self.split.meta(number)["fit"]).original for number in numbers])
+
+    @cached_property
+    def lesion_areas(self) -> np.ndarray:
+        """Share of each image that is lesion, 0 to 1, float64 (n,): of the original where its mask is there."""
+        if self.original:
+            return self.original.rows[:, [1, 3]].sum(axis=1) / self.original_sizes.prod(axis=1)
+        assert self.split.size is not None
+        return self.network.rows[:, [1, 3]].sum(axis=1) / self.split.size**2
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds. The scores at the top are those of the network's resolution."""
+        return {
+            "split": self.split.name,
+            "data_digest": self.split.digest,
+            "resolution": self.split.size,
+            "threshold": self.card["threshold"],
+            "model_step": self.card["step"],
+            **self.network.scores(),
+            "network_resolution": self._block(self.network),
+            "original_resolution": self._block(self.original) if self.original else None,
+            "thresholds": self.curve.summary(),
+            "lesion_area_quartiles": list(self._quartiles()),
+        }
+
+    def write(self, out: Path) -> None:
+        """Write summary.json, per_image.csv and thresholds.csv into the folder `out`."""
+        out.mkdir(parents=True, exist_ok=True)
+        _write_csv(out / "per_image.csv", self._per_image())
+        _write_csv(out / "thresholds.csv", self.curve.table())
+        _publish(out / SUMMARY_NAME, json.dumps(self.summary(), indent=1) + "\n")
+
+    def _block(self, summary: DiceSummary) -> dict[str, Any]:
+        return {**summary.scores(), "interval_95": bootstrap_intervals(summary.rows, self.split.digest)}
+
+    def _quartiles(self) -> Iterable[dict[str, Any]]:
+        """The images in four parts of (nearly) the same number, from the smallest lesions to the largest."""
+        rows = (self.original or self.network).rows
+        for part in np.array_split(np.argsort(self.lesion_areas, kind="stable"), 4):
+            if len(part):
+                areas = self.lesion_areas[part]
+                scores = DiceSummary.of(rows[part]).scores()
+                yield {"least_area": float(areas[0]), "largest_area": float(areas[-1]), **scores}
+
+    def _per_image(self) -> list[dict[str, Any]]:
+        columns = {"id": [self.split.key(number) for number in self.network.rows[:, 0].tolist()]}
+        columns |= _columns(self.network, "")
+        columns |= {
+            "original_height": self.original_sizes[:, 0].tolist(),
+            "original_width": self.original_sizes[:, 1].tolist(),
+            "lesion_area": self.lesion_areas.tolist(),
+        }
+        if self.original:
+            columns |= _columns(self.original, "original_")
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print what `Results.summary` gave: scores with intervals, lesion areas, thresholds."""
+    table = Table(title=f"{summary['split']}: {summary['n']} images, 95 % bootstrap interval over images")
+    table.add_column("score")
+    shown = [name for name in RESOLUTIONS if summary[name]]
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    for score in NAMES:
+        table.add_row(score.replace("_", " "), *(_with_interval(summary[name], score) for name in shown))
+    console.print(table)
+
+    table = Table(title=f"By lesion area, {shown[-1].replace('_', ' ')}")
+    for name in ("area", "n", *NAMES):
+        table.add_column(name.replace("_", "\n"), justify="right")
+    for part in summary["lesion_area_quartiles"]:
+        area = f"{part['least_area']:.1%} to {part['largest_area']:.1%}"
+        table.add_row(area, str(part["n"]), *(f"{part[name]:.4f}" for name in NAMES))
+    console.print(table)
+
+    best = summary["thresholds"]
+    console.print(
+        f"threshold {summary['threshold']:g}; pooled Dice would be best at {best['best_threshold']:g} "
+        f"({best['best_pooled_dice']:.4f}); average precision {best['average_precision']:.4f}, "
+        f"calibration error {best['calibration_error']:.4f}",
+        soft_wrap=True,
+    )
+
+
+def _with_interval(scores: dict[str, Any], name: str) -> str:
+    low, high = scores["interval_95"][name]
+    return f"{scores[name]:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _columns(summary: DiceSummary, prefix: str) -> dict[str, list[Any]]:
+    tp, fp, fn = summary.rows[:, 1:].T
+    dice, jaccard = per_image_scores(summary.rows)
+    columns = {"tp": tp, "fp": fp, "fn": fn, "dice": dice, "jaccard": jaccard}
+    return {f"{prefix}{name}": values.tolist() for name, values in columns.items()}
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _publish(path, text.getvalue())
+
+
+def _publish(path: Path, text: str) -> None:
+    """A file under its final name is whole, however the process ends."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
