@@ -26,7 +26,8 @@ OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("source")
     for number in range(40):
-        noise = np.random.default_rng(number).integers(0, 255, (400, 500, 3), dtype=np.uint8)
+        # Noise of this size keeps a build busy for a second, so that a signal finds it at work.
+        noise = np.random.default_rng(number).integers(0, 255, (1000, 1250, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"I{number}.jpg")
         Image.fromarray(noise[..., 0] // 128 * 255).save(folder / f"I{number}_segmentation.png")
     return str(folder)
