@@ -76,8 +76,9 @@ def per_image_scores(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def count(predictions: Tensor, masks: Tensor) -> Tensor:
     """TP, FP, FN of each image, int64 (B, 3), of two boolean tensors (B, 1, H, W)."""
     p, t = predictions.flatten(1), masks.flatten(1)
-    tp = (p & t).sum(1)
-    return torch.stack([tp, p.sum(1) - tp, t.sum(1) - tp], dim=1)
+    # An image's pixels fit in int32, and on a CPU it sums booleans several times faster.
+    tp, positive, lesion = (pixels.sum(1, dtype=torch.int32) for pixels in (p & t, p, t))
+    return torch.stack([tp, positive - tp, lesion - tp], dim=1).long()
 
 
 class DiceReduction:

@@ -34,11 +34,10 @@ class ThresholdReduction:
 
         `ids` is not used: pixels are pooled.
         """
+        logits, masks = logits[valid], masks[valid]
         bins = torch.bucketize(logits.detach().float(), self._cuts, out_int32=True)  # cuts[bin - 1] < logit
-        bins += BINS * (masks > 0.5)
-        unseen = ~valid.to(bins.device)[:, None, None, None]
-        bins = bins.masked_fill(unseen, 2 * BINS)  # masked places fall into a last bin that is dropped
-        self._counts += torch.bincount(bins.flatten(), minlength=2 * BINS + 1)[:-1].view(2, BINS)
+        bins += (masks > 0.5).int() * BINS
+        self._counts += torch.bincount(bins.flatten(), minlength=2 * BINS).view(2, BINS)
 
     def reduce(self, accelerator: Accelerator) -> ThresholdCurve:
         """The curve over all ranks, the same on each. Every rank must call it, images or not."""
