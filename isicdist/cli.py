@@ -71,7 +71,7 @@ def train(
 
 
 @app.command
-def evaluate(*, data: str, checkpoint: Path, split: str = "test") -> None:
+def evaluate(*, data: str, checkpoint: Path, split: str = "test", metadata: str | None = None) -> None:
     """Score the best model of a run on a split, exactly, on as many processes as `accelerate launch` starts.
 
     Parameters
@@ -82,6 +82,8 @@ def evaluate(*, data: str, checkpoint: Path, split: str = "test") -> None:
         The run, or its `best` folder.
     split
         The split to score.
+    metadata
+        FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored apart, too.
     """
     import json
 
@@ -90,7 +92,7 @@ def evaluate(*, data: str, checkpoint: Path, split: str = "test") -> None:
     from isicdist.evaluate import evaluate as command
     from isicdist.results import SUMMARY_NAME, show
 
-    result = command(checkpoint, data, split)
+    result = command(checkpoint, data, split, metadata)
     if result is None:  # a process that is not the main one
         return
     _, out = result

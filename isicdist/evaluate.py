@@ -17,7 +17,7 @@ from isicdist.checkpoint import load_model
 from isicdist.dice import DiceReduction, DiceSummary
 from isicdist.order import BatchPlan
 from isicdist.original import OriginalReduction, has_originals
-from isicdist.results import Results
+from isicdist.results import Results, Subgroups
 from isicdist.stream import Stream
 from isicdist.thresholds import ThresholdReduction
 from shards.errors import CheckpointError
@@ -72,11 +72,13 @@ def score(
     return reduction.reduce(accelerator)
 
 
-def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary, Path] | None:
+def evaluate(
+    checkpoint: Path, data: str, split_name: str, metadata: str | None = None
+) -> tuple[DiceSummary, Path] | None:
     """Score RUN/best on a split and write RUN/evaluation/<split>/; None on all ranks but the main one.
 
     The summary is of the network's resolution; what is written has the original resolution's scores, too, where
-    the split carries the original masks.
+    the split carries the original masks. `metadata`: FILE.csv:COLUMN, whose values the images are told apart by.
     """
     accelerator = processes.start()
     model, card = load_model(checkpoint)
@@ -87,6 +89,7 @@ def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary,
             f"build the set with --size {card['size']}"
         )
     split = shards.split(split_name)
+    subgroups = Subgroups.read(metadata, split) if metadata else None
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     thresholds = ThresholdReduction(accelerator.device)
     with ExitStack() as opened:
@@ -110,6 +113,7 @@ def evaluate(checkpoint: Path, data: str, split_name: str) -> tuple[DiceSummary,
             network=summary,
             original=original.reduce(accelerator) if original else None,
             curve=thresholds.reduce(accelerator),
+            subgroups=subgroups,
         )
     if not accelerator.is_main_process:
         return None

@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -19,11 +19,34 @@ from rich.table import Table
 from isicdist.dice import DiceSummary, per_image_scores
 from isicdist.interval import NAMES, bootstrap_intervals
 from isicdist.thresholds import ThresholdCurve
+from shards.errors import UsageError
 from shards.geometry import Fit
 from shards.reader import Split
+from shards.split import read_column
 
 SUMMARY_NAME = "summary.json"
 RESOLUTIONS = ("network_resolution", "original_resolution")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subgroups:
+    """What a column of a table says of the images."""
+
+    column: str
+    """The column's name."""
+    values: Mapping[str, str]
+    """Its value by image key; images it does not name have the value ""."""
+
+    @classmethod
+    def read(cls, spec: str, split: Split) -> Self:
+        """The subgroups of FILE.csv:COLUMN. Raises UsageError when it is not there, or names no image of the split."""
+        path, _, column = spec.rpartition(":")
+        if not path:
+            raise UsageError(f"--metadata {spec}: write FILE.csv:COLUMN, as in metadata.csv:sex")
+        values = read_column(Path(path), column, "--metadata")
+        if not any(split.key(number) in values for number in range(len(split))):
+            raise UsageError(f"--metadata {spec}: it names none of the images; is it another set's table?")
+        return cls(column=column, values=values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +62,8 @@ class Results:
     """At each image's own size; None where the split does not carry the original masks."""
     curve: ThresholdCurve
     """At every threshold, pixels pooled, at the size the network sees."""
+    subgroups: Subgroups | None = None
+    """What else the images are told apart by."""
 
     @cached_property
     def original_sizes(self) -> np.ndarray:
@@ -67,6 +92,7 @@ class Results:
             "original_resolution": self._block(self.original) if self.original else None,
             "thresholds": self.curve.summary(),
             "lesion_area_quartiles": list(self._quartiles()),
+            "subgroups": self._by_value(self.subgroups) if self.subgroups else None,
         }
 
     def write(self, out: Path) -> None:
@@ -87,6 +113,14 @@ class Results:
                 areas = self.lesion_areas[part]
                 scores = DiceSummary.of(rows[part]).scores()
                 yield {"least_area": float(areas[0]), "largest_area": float(areas[-1]), **scores}
+
+    def _by_value(self, subgroups: Subgroups) -> dict[str, Any]:
+        rows = (self.original or self.network).rows
+        values = np.array([subgroups.values.get(self.split.key(number), "") for number in rows[:, 0].tolist()])
+        groups = [
+            {"value": str(value), **DiceSummary.of(rows[values == value]).scores()} for value in np.unique(values)
+        ]
+        return {"column": subgroups.column, "groups": groups}
 
     def _per_image(self) -> list[dict[str, Any]]:
         columns = {"id": [self.split.key(number) for number in self.network.rows[:, 0].tolist()]}
@@ -112,13 +146,14 @@ def show(summary: dict[str, Any], console: Console) -> None:
         table.add_row(score.replace("_", " "), *(_with_interval(summary[name], score) for name in shown))
     console.print(table)
 
-    table = Table(title=f"By lesion area, {shown[-1].replace('_', ' ')}")
-    for name in ("area", "n", *NAMES):
-        table.add_column(name.replace("_", "\n"), justify="right")
-    for part in summary["lesion_area_quartiles"]:
-        area = f"{part['least_area']:.1%} to {part['largest_area']:.1%}"
-        table.add_row(area, str(part["n"]), *(f"{part[name]:.4f}" for name in NAMES))
-    console.print(table)
+    resolution = shown[-1].replace("_", " ")
+    areas = [
+        (f"{part['least_area']:.1%} to {part['largest_area']:.1%}", part) for part in summary["lesion_area_quartiles"]
+    ]
+    console.print(_group_table("lesion area", areas, resolution))
+    if summary["subgroups"]:
+        values = [(part["value"] or "(none)", part) for part in summary["subgroups"]["groups"]]
+        console.print(_group_table(summary["subgroups"]["column"], values, resolution))
 
     best = summary["thresholds"]
     console.print(
@@ -127,6 +162,15 @@ def show(summary: dict[str, Any], console: Console) -> None:
         f"calibration error {best['calibration_error']:.4f}",
         soft_wrap=True,
     )
+
+
+def _group_table(what: str, groups: list[tuple[str, dict[str, Any]]], resolution: str) -> Table:
+    table = Table(title=f"By {what}, {resolution}")
+    for name in (what, "n", *NAMES):
+        table.add_column(name.replace("_", "\n"), justify="right")
+    for label, scores in groups:
+        table.add_row(label, str(scores["n"]), *(f"{scores[name]:.4f}" for name in NAMES))
+    return table
 
 
 def _with_interval(scores: dict[str, Any], name: str) -> str:

@@ -19,6 +19,7 @@ from isicdist.evaluate import evaluate
 from isicdist.interval import NAMES
 from isicdist.results import show
 from isicdist.train import build_model, model_card
+from shards.errors import UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
@@ -113,6 +114,32 @@ def test_the_tables_show_what_was_written(run, split, columns):
     assert f"{record['thresholded_jaccard']:.4f} ({low:.4f} to {high:.4f})" in line
     assert line.count(" to ") == columns
     assert f"best at {record['thresholds']['best_threshold']:g} " in text.getvalue()
+
+
+def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
+    rows = table_of(run, "per_image.csv")
+    sexes = {row["id"]: ("female", "male")[place % 2] for place, row in enumerate(rows[1:])}
+    table = tmp_path / "metadata.csv"
+    table.write_text("image_id,sex\n" + "".join(f"{key},{sex}\n" for key, sex in sexes.items()))
+    evaluate(run, str(shard_set), "val", f"{table}:sex")
+    found = summary_of(run)["subgroups"]
+    assert found["column"] == "sex"
+    assert [group["value"] for group in found["groups"]] == ["", "female", "male"]
+    for group in found["groups"]:
+        dice = [float(row["original_dice"]) for row in rows if sexes.get(row["id"], "") == group["value"]]
+        assert group["n"] == len(dice)
+        assert group["mean_dice"] == pytest.approx(np.mean(dice))
+    text = io.StringIO()
+    show(summary_of(run), Console(file=text, width=120))
+    assert "(none)" in text.getvalue()
+
+    with pytest.raises(UsageError, match=r"write FILE\.csv:COLUMN"):
+        evaluate(run, str(shard_set), "val", "sex")
+    with pytest.raises(UsageError, match="no column 'age'"):
+        evaluate(run, str(shard_set), "val", f"{table}:age")
+    table.write_text("image_id,sex\nISIC_9,male\n")
+    with pytest.raises(UsageError, match="it names none of the images"):
+        evaluate(run, str(shard_set), "val", f"{table}:sex")
 
 
 def test_two_processes_write_what_one_does(run, shard_set, python, tmp_path):
