@@ -117,7 +117,8 @@ def evaluate(
         )
     if not accelerator.is_main_process:
         return None
-    out = checkpoint / "evaluation" / split_name
+    run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
+    out = run / "evaluation" / split_name
     results.write(out)
     from isicdist.pictures import draw_examples  # late: matplotlib is only for those who look
 

@@ -25,7 +25,7 @@ from shards import format
 from shards.duplicates import Duplicate, hashes, joined, kind_of, near_pairs
 from shards.errors import SourceError, UsageError
 from shards.pack import WORK, Sample, ShardRecord, check_shard, encode_part, publish, record_path, write_shard
-from shards.plan import BuildOptions, PlannedShard, check_groups, digest_of_files, plan_shards, splits_by_hash
+from shards.plan import TRAIN, BuildOptions, PlannedShard, check_groups, digest_of_files, plan_shards, splits_by_hash
 from shards.pool import Work, in_parallel
 from shards.reader import ShardSet
 from shards.source import BadInputError, Pair, Pairing, Rejected, Source, find, pair_files
@@ -70,8 +70,9 @@ def build(
     root = Path(out)
     sources, files = find([images, masks])
     pairing = pair_files(files, options.mask_suffix)
-    groups = read_groups(options.groups, [pair.key for pair in pairing.pairs]) if options.groups else {}
-    given = read_split_file(options.split_file, [pair.key for pair in pairing.pairs]) if options.split_file else {}
+    keys = [pair.key for pair in pairing.pairs]
+    groups = read_groups(options.groups, keys) if options.groups else {}
+    given = read_split_file(options.split_file, keys) if options.split_file else {}
     if given:
         check_groups(given, groups)
     built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
@@ -84,14 +85,13 @@ def build(
     made = _start(root, {**built, "times": digest_of_files(files, with_times=True)})
     run = _Run(root=root, sources=sources, options=options, workers=workers, report=report)
     try:
+        if pairing.rejected and options.on_bad_input == "fail":  # said before any word about splits
+            in_one_split = plan_shards(pairing.pairs, dict.fromkeys(keys, TRAIN), groups, options)
+            bad = pairing.rejected + run.check(in_one_split)
+            raise BadInputError(sorted(bad, key=lambda row: row.path))
         duplicates = run.duplicates(pairing.pairs)
-        splits = given or splits_by_hash(
-            [pair.key for pair in pairing.pairs], groups, joined(groups, duplicates), options
-        )
+        splits = given or splits_by_hash(keys, groups, joined(groups, duplicates), options)
         shards = plan_shards(pairing.pairs, splits, groups, options)
-        if pairing.rejected and options.on_bad_input == "fail":
-            found = run.check(shards)
-            raise BadInputError(sorted(pairing.rejected + found, key=lambda row: row.path))
         records = run.pack(shards)
         bad = sorted(pairing.rejected + [r for record in records for r in record.rejected], key=lambda r: r.path)
         if bad and options.on_bad_input == "fail":

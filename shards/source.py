@@ -96,7 +96,7 @@ class BadInputError(SourceError):
     def __init__(self, rejected: list[Rejected]) -> None:
         first = rejected[0]
         super().__init__(
-            f"{len(rejected)} input files cannot be used (first: {first.path}: {first.reason}, {first.detail}); "
+            f"{len(rejected)} of the input files cannot be used (first: {first.path}: {first.reason}, {first.detail}); "
             "mend them or leave them out with --on-bad-input skip"
         )
         self.rejected = rejected

@@ -60,7 +60,7 @@ def masks(out: Path) -> dict[str, np.ndarray]:
 def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
     out = tmp_path / "out"
     done = predict(run, str(images), out)
-    assert (done.masks, done.rejected) == (10, 0)
+    assert done == Predicted(masks=10, rejected=0)
     found = masks(out)
     assert sorted(path.name for path in out.iterdir()) == sorted(found)  # and nothing else
     assert set(found) == {f"{path.stem}_segmentation.png" for path in images.iterdir()}
@@ -105,7 +105,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
     (images / bad[0]).write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
     (images / bad[1]).write_bytes((images / names[2]).read_bytes()[:900])
     done = predict(run, str(images), out)
-    assert (done.masks, done.rejected) == (8, 2)
+    assert done == Predicted(masks=8, rejected=2)
     assert len(masks(out)) == 8
     with (out / "rejected.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
 
     for name in bad:  # mended: the list of the first time is gone
         shutil.copy(images / names[2], images / name)
-    assert predict(run, str(images), out).rejected == 0
+    assert predict(run, str(images), out) == Predicted(masks=10, rejected=0)
     assert len(masks(out)) == 10
     assert not (out / "rejected.csv").exists()
 

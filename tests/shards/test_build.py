@@ -203,3 +203,13 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path: Path):
 
 def test_no_work_folder_is_left(shard_set: ShardSet):
     assert not (shard_set.root / WORK).exists()
+
+
+def test_a_missing_mask_is_said_before_the_split_that_gets_nothing(tmp_path: Path):
+    for key in ("A", "B"):
+        write_pair(tmp_path / "in", key, seed=ord(key))
+    (tmp_path / "in" / "B_segmentation.png").unlink()
+    with pytest.raises(BadInputError) as caught:
+        build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "out", SMALL)
+    assert [row.reason for row in caught.value.rejected] == ["no-mask"]
+    assert not (tmp_path / "out").exists()

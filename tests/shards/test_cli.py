@@ -85,7 +85,7 @@ def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys
     assert run("build", "--images", folder, "--masks", folder, "--out", tmp_path / "set", "--workers", "1") == 1
     printed = capsys.readouterr().err
     assert "no-mask" in printed
-    assert "1 input files cannot be used (first: ISIC_0000001.jpg" in printed
+    assert "1 of the input files cannot be used (first: ISIC_0000001.jpg" in printed
     assert not (tmp_path / "set").exists()
 
 
