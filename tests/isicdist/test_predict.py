@@ -20,7 +20,7 @@ from isicdist import checkpoint
 from isicdist.augment import normalise, to_unit
 from isicdist.config import ModelConfig, TrainConfig
 from isicdist.evaluate import evaluate
-from isicdist.predict import BATCH, predict
+from isicdist.predict import BATCH, Predicted, predict
 from isicdist.report import report
 from isicdist.tracking import Tracker
 from isicdist.train import build_model, model_card
