@@ -20,7 +20,8 @@ def report(run: Path, console: Console) -> None:
     """Print the run's settings and scores and write RUN/report.png. Raises CheckpointError for no run."""
     if not (run / METRICS_NAME).is_file():
         raise CheckpointError(f"{run}: not a run (no {METRICS_NAME}); give the folder that train --run wrote")
-    events = [json.loads(line) for line in (run / METRICS_NAME).read_text().splitlines()]
+    lines = (run / METRICS_NAME).read_text().splitlines(keepends=True)
+    events = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
     config = json.loads((run / CONFIG_NAME).read_text())
     train = [event for event in events if event["event"] == "train"]
     evaluations = [event for event in events if event["event"] == "evaluate"]

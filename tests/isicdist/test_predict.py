@@ -202,6 +202,8 @@ def test_a_report_shows_scores_and_curves(run, shard_set):
             tracker.log_evaluation(step=step, split="val", n=9, mean_dice=dice, **scores)
     result = evaluate(run, str(shard_set), "test")
     assert result is not None
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "tra')  # what a killed machine leaves
 
     text = io.StringIO()
     report(run, Console(file=text, width=160))
