@@ -26,8 +26,8 @@ OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("source")
     for number in range(40):
-        # Noise of this size keeps a build busy for a second, so that a signal finds it at work.
-        noise = np.random.default_rng(number).integers(0, 255, (1000, 1250, 3), dtype=np.uint8)
+        # Noise of this size keeps a build busy long enough for a signal to find it at work.
+        noise = np.random.default_rng(number).integers(0, 255, (600, 750, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"I{number}.jpg")
         Image.fromarray(noise[..., 0] // 128 * 255).save(folder / f"I{number}_segmentation.png")
     return str(folder)
@@ -47,7 +47,12 @@ def whole(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 def start(source: str, out: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "shards", "build", "--images", source, "--masks", source, "--out", str(out)]
     command += ["--size", "64", "--samples-per-shard", "4", "--split", OPTIONS.split, "--workers", "2"]
-    return subprocess.Popen(command, start_new_session=True)
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    """A shell starts background jobs deaf to Ctrl-C, and the tests may run in one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(out: Path, shards: int, process: subprocess.Popen) -> None:
