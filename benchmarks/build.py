@@ -99,7 +99,7 @@ def run_contender(name: str, source: Path, out: Path, workers: int) -> None:
         words = ["--images", source, "--masks", source, "--out", out, "--size", SIDE, "--workers", workers]
         main(["build", *map(str, words), "--split", "train=1"])
     else:
-        from webdataset import ShardWriter  # type: ignore[attr-defined]
+        from webdataset.writer import ShardWriter
 
         out.mkdir()
         work = sample if name == "webdataset" else sample_with_pillow

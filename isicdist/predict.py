@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from torch import nn
 from isicdist import processes
 from isicdist.augment import normalise, to_unit
 from isicdist.checkpoint import load_model
+from isicdist.files import publish
 from shards.errors import SourceError
 from shards.geometry import Fit
 from shards.pair import BadPairError, load_image
@@ -125,13 +127,12 @@ def _save_rejected(path: Path, rejected: list[tuple[str, str, str]]) -> None:
     if not rejected:
         path.unlink(missing_ok=True)  # what an earlier prediction into the same folder left
         return
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "reason", "detail"), *sorted(rejected)])
-    temporary.replace(path)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "reason", "detail"), *sorted(rejected)])
+    publish(path, text.getvalue().encode())
 
 
 def _save_png(path: Path, mask: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    Image.fromarray(mask).save(temporary, "PNG")
-    temporary.replace(path)
+    png = io.BytesIO()
+    Image.fromarray(mask).save(png, "PNG")
+    publish(path, png.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isicdist.dice import DiceSummary, per_image_scores
+from isicdist.files import publish
 from isicdist.interval import NAMES, bootstrap_intervals
 from isicdist.thresholds import ThresholdCurve
 from shards.errors import UsageError
@@ -100,7 +100,7 @@ class Results:
         out.mkdir(parents=True, exist_ok=True)
         _write_csv(out / "per_image.csv", self._per_image())
         _write_csv(out / "thresholds.csv", self.curve.table())
-        _publish(out / SUMMARY_NAME, json.dumps(self.summary(), indent=1) + "\n")
+        publish(out / SUMMARY_NAME, json.dumps(self.summary(), indent=1).encode() + b"\n")
 
     def _block(self, summary: DiceSummary) -> dict[str, Any]:
         return {**summary.scores(), "interval_95": bootstrap_intervals(summary.rows, self.split.digest)}
@@ -190,14 +190,4 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _publish(path, text.getvalue())
-
-
-def _publish(path: Path, text: str) -> None:
-    """A file under its final name is whole, however the process ends."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    publish(path, text.getvalue().encode())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from isicdist.files import publish
 from shards.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Tracker:
         tracker = cls(run, main=main, total_steps=total_steps, console=console or Console())
         if main:
             run.mkdir(parents=True, exist_ok=True)
-            _replace(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
+            publish(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
             tracker._open_metrics()
             tracker._open_wandb(config, wandb_mode)
             tracker._open_progress()
@@ -92,7 +93,7 @@ class Tracker:
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and _step_of(line, path) <= step]
         if len(kept) < len(lines):
-            _replace(path, b"".join(kept))
+            publish(path, b"".join(kept))
             os.close(self._metrics)  # it still writes to the file that was replaced
             self._open_metrics()
         if self._progress is not None:
@@ -285,7 +286,7 @@ class Tracker:
         """The run's id at wandb: drawn at the first start, then read, so a resumed run is the same run."""
         path = self._run / WANDB_ID_NAME
         if not path.exists():
-            _replace(path, f"{secrets.token_hex(4)}\n".encode())
+            publish(path, f"{secrets.token_hex(4)}\n".encode())
         return path.read_text().strip()
 
     def _log_wandb(self, prefix: str, metrics: dict[str, Any]) -> None:
@@ -332,13 +333,3 @@ def _step_of(line: bytes, path: Path) -> int:
 
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Give `path` this content, or leave it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
