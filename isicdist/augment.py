@@ -1,8 +1,9 @@
 """Augmentation of a whole batch on its device, and the normalisation that every image goes through.
 
 What happens to a sample is a pure function of its key (see `isicdist.order.sample_keys`): its random numbers are
-drawn on the host, a few per sample, and the pixels are moved on the device. Mirror, rotation, scale, elastic
-deformation, contrast, gamma and brightness are those of Isensee et al. (arXiv:1802.10508, section 2.4).
+drawn on the host, a few per sample, and the pixels are moved on the device: one resampling, one matrix product for
+the colours. Mirror, rotation, scale, elastic deformation, contrast, gamma and brightness are those of Isensee et al.
+(arXiv:1802.10508, section 2.4); hue and saturation are ours.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ STD = (0.157, 0.166, 0.181)
 ELASTIC_GRID = 4
 """Control points of the elastic deformation along a side."""
 _SCALARS = 8
+_GREY = np.full((3, 3), 1 / 3)
+_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
 _DRAWS = _SCALARS + 2 * 2 * ELASTIC_GRID**2
 
 
@@ -52,9 +55,10 @@ def augment(images: Tensor, masks: Tensor, keys: np.ndarray, config: AugmentConf
 
 def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
     """Where each pixel of the result comes from, (B, H, W, 2) in [-1, 1], x first."""
-    angle = np.deg2rad(config.rotation) * (2 * draws[:, 0] - 1)
+    mirrored, quarter_turns = np.divmod(np.floor(8 * draws[:, 2]), 4)  # one of the 8 symmetries of the square
+    angle = np.pi / 2 * quarter_turns + np.deg2rad(config.rotation) * (2 * draws[:, 0] - 1)
     zoom = _between(draws[:, 1], config.scale)
-    mirror = np.where(draws[:, 2] < 0.5, -1.0, 1.0)
+    mirror = 1 - 2 * mirrored
     sin, cos = np.sin(angle) / zoom, np.cos(angle) / zoom
     theta = np.zeros((len(draws), 2, 3))
     theta[:, 0, 0], theta[:, 0, 1] = mirror * cos, -mirror * sin
@@ -71,14 +75,19 @@ def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
 
 
 def _recolour(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
-    def column(values: np.ndarray) -> Tensor:
-        return _device(values, images).view(-1, 1, 1, 1)
-
-    contrast = column(_between(draws[:, 3], config.contrast))
-    brightness = column(config.brightness * (2 * draws[:, 4] - 1))
-    gamma = column(_between(draws[:, 5], config.gamma))
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-    return ((images - mean) * contrast + mean + brightness).clamp(0, 1) ** gamma
+    """Hue, saturation, contrast and brightness as one affine map of the three channels, then gamma."""
+    contrast = _between(draws[:, 3], config.contrast)[:, None, None]
+    brightness = _device(config.brightness * (2 * draws[:, 4] - 1), images)
+    gamma = _device(_between(draws[:, 5], config.gamma), images)
+    hue = np.deg2rad(config.hue) * (2 * draws[:, 6, None, None] - 1)
+    saturation = _between(draws[:, 7], config.saturation)[:, None, None]
+    # The hue turns colours about the grey axis, the saturation moves them to or from it, and grey stays (Rodrigues).
+    colour = _GREY + saturation * (np.cos(hue) * (np.eye(3) - _GREY) + np.sin(hue) * _TURN)
+    matrix = _device(contrast * colour, images)  # (B, 3, 3)
+    mean = images.mean(dim=(1, 2, 3))  # (B,): contrast leaves it where it is
+    offset = mean * (1 - _device(contrast, images).flatten()) + brightness
+    mixed = torch.baddbmm(offset.view(-1, 1, 1), matrix, images.flatten(2))  # (B, 3, H·W)
+    return (mixed.clamp_(0, 1) ** gamma.view(-1, 1, 1)).view_as(images)
 
 
 def _between(u: np.ndarray, bounds: Range) -> np.ndarray:

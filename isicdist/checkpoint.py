@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, verified when loaded, the newest valid one found.
 
-RUN/checkpoints/step-00000065/   model.safetensors, optimizer.pt, state.json, manifest.json (sha256 of the others)
+RUN/checkpoints/step-00000065/   model.safetensors, ema.safetensors (the weights' moving average), optimizer.pt,
+                                 state.json, manifest.json (sha256 of the others)
 RUN/best/                        model.safetensors, model.json: all that a prediction needs, and nothing else
 
 Nothing here unpickles: weights are safetensors, the optimizer loads with `weights_only=True`, the rest is JSON.
@@ -27,14 +28,15 @@ from torch import Tensor, nn
 from isicdist.model import ImprovedUNet
 from shards.errors import CheckpointError
 
-MODEL, OPTIMIZER, STATE, MANIFEST, CARD = (
+MODEL, EMA, OPTIMIZER, STATE, MANIFEST, CARD = (
     "model.safetensors",
+    "ema.safetensors",
     "optimizer.pt",
     "state.json",
     "manifest.json",
     "model.json",
 )
-VOUCHED = (MODEL, OPTIMIZER, STATE)
+VOUCHED = (MODEL, EMA, OPTIMIZER, STATE)
 """The files whose sha256 the manifest holds."""
 
 
@@ -44,30 +46,46 @@ class Checkpoint:
 
     path: Path
     weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
-    """step, best score, and the stream's state."""
+    """step, config, best score, and the stream's state."""
 
 
 def save(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+    run: Path,
+    step: int,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
 ) -> None:
     """Publish the checkpoint of `step` under RUN/checkpoints; then all but the `keep` newest go."""
     with _published(run / "checkpoints" / f"step-{step:08d}") as folder:
         save_file(_weights(model), folder / MODEL)
+        save_file(_weights(ema), folder / EMA)
         torch.save(optimizer.state_dict(), folder / OPTIMIZER)
         (folder / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
         (folder / MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in VOUCHED}, indent=1))
-    for path in _steps(run)[keep:]:
+    half_written = (run / "checkpoints").glob(".step-*")  # by a process that was killed
+    for path in (*_steps(run)[keep:], *half_written):
         shutil.rmtree(path)
 
 
 def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint, or None where there is none; `warn` is told of each damaged one."""
-    for path in _steps(run):
+    """The newest valid checkpoint, or None where there is none; `warn` is told of each damaged one before it.
+
+    Raises CheckpointError when there are some and all are damaged: a run begun again would write over its record.
+    """
+    steps = _steps(run)
+    for path in steps:
         try:
             return load(path)
         except CheckpointError as error:
+            if path == steps[-1]:
+                raise CheckpointError(f"{error}; it is the last one: begin again with another --run") from error
             warn(f"{error}; going back to the one before it")
     return None
 
@@ -82,6 +100,7 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(
             path=path,
             weights=load_file(path / MODEL),
+            ema=load_file(path / EMA),
             optimizer=_load_optimizer(path / OPTIMIZER),
             state=json.loads((path / STATE).read_text()),
         )
@@ -157,14 +176,23 @@ def _beside(target: Path, state: str) -> Path:
 
 @contextlib.contextmanager
 def _published(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` by a rename once every byte is on the disk."""
+    """A folder to fill, which takes the place of `target` by a rename once every byte is on the disk.
+
+    Raises CheckpointError when it cannot be written; what `target` was before, it still is.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = _beside(target, "new"), _beside(target, "old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    yield new
-    for path in (*new.iterdir(), new):
-        _fsync(path)
+    try:
+        yield new
+        for path in (*new.iterdir(), new):
+            _fsync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library says "disk full" in a way of its own
+        shutil.rmtree(new, ignore_errors=True)
+        raise CheckpointError(
+            f"{target}: not written ({error}); is the disk full? What was saved before stands"
+        ) from error
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():  # a folder cannot be renamed over a full one
         target.rename(old)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from isicdist import __version__
-from isicdist.config import TrainConfig, load_file, load_recipe
+from isicdist.config import TrainConfig, Tta, load_file, load_recipe
 from shards.errors import UsageError, exit_code_of
 
 DEFAULT_RECIPE = "isic2018-128"
@@ -38,6 +38,7 @@ app = App(
     version=__version__,
     config=_settings,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # Ctrl-C says its line, too
 )
 
 
@@ -55,7 +56,7 @@ def train(
     Parameters
     ----------
     data
-        The shard set that `isic-shards build` made.
+        The shard set that `isic-shards build` made: a folder or an fsspec URL.
     run
         The folder of the run; a run that is there already goes on from its newest checkpoint.
     config
@@ -71,19 +72,23 @@ def train(
 
 
 @app.command
-def evaluate(*, data: str, checkpoint: Path, split: str = "test", metadata: str | None = None) -> None:
+def evaluate(
+    *, data: str, checkpoint: Path, split: str = "test", metadata: str | None = None, tta: Tta = "off"
+) -> None:
     """Score the best model of a run on a split, exactly, on as many processes as `accelerate launch` starts.
 
     Parameters
     ----------
     data
-        The shard set.
+        The shard set: a folder or an fsspec URL.
     checkpoint
         The run, or its `best` folder.
     split
         The split to score.
     metadata
         FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored apart, too.
+    tta
+        Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
     """
     import json
 
@@ -92,7 +97,7 @@ def evaluate(*, data: str, checkpoint: Path, split: str = "test", metadata: str 
     from isicdist.evaluate import evaluate as command
     from isicdist.results import SUMMARY_NAME, show
 
-    result = command(checkpoint, data, split, metadata)
+    result = command(checkpoint, data, split, metadata=metadata, tta=tta)
     if result is None:  # a process that is not the main one
         return
     _, out = result
@@ -101,26 +106,78 @@ def evaluate(*, data: str, checkpoint: Path, split: str = "test", metadata: str 
 
 
 @app.command
-def predict(*, checkpoint: Path, images: str, out: Path) -> None:
+def predict(
+    *,
+    images: str,
+    out: Path,
+    checkpoint: Path | None = None,
+    ensemble: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())] = None,
+    tta: Tta = "off",
+    probabilities: Annotated[bool, Parameter(negative=())] = False,
+    overlay: Annotated[bool, Parameter(negative=())] = False,
+    submission: Path | None = None,
+) -> None:
     """Write a mask for every image, 0 and 255, at the image's own resolution; each process takes its share.
+
+    What is there already is kept, so a prediction that was stopped goes on where it was.
 
     Parameters
     ----------
-    checkpoint
-        The run, or its `best` folder.
     images
-        A folder, a .zip archive or a URL.
+        A folder, a .zip archive, a URL or a single picture.
     out
         The folder for the masks.
+    checkpoint
+        The run, or its `best` folder.
+    ensemble
+        Several of them, in the place of --checkpoint: their probabilities are averaged, and their thresholds.
+    tta
+        Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
+    probabilities
+        Write OUT/probabilities/KEY.png, too: 8 bits, value v for a probability above v/256 up to (v+1)/256.
+    overlay
+        Write OUT/overlays/KEY.jpg, too: the image with the contour of its mask.
+    submission
+        Pack the masks into this .zip file, as ISIC 2018 Task 1 wants them.
     """
+    models = [checkpoint] if checkpoint else ensemble
+    if not models or (checkpoint and ensemble):
+        raise UsageError("give --checkpoint RUN, or --ensemble RUN1 RUN2 ... in its place")
     from isicdist.predict import predict as command
 
-    done = command(checkpoint, images, out)
+    done = command(models, images, out, tta=tta, probabilities=probabilities, overlay=overlay, submission=submission)
     if done is None:  # a process that is not the main one
         return
-    print(f"{done.masks} masks written to {out}")
+    print(f"{done.masks} masks written to {out}" + (f", {done.kept} were there" if done.kept else ""))
     if done.rejected:
-        print(f"{done.rejected} images could not be read: see {out / 'rejected.csv'}", file=sys.stderr)
+        print(f"{done.rejected} images could not be used: see {out / 'rejected.csv'}", file=sys.stderr)
+    if submission:
+        print(f"submission: {submission}")
+
+
+@app.command
+def export(run: Path, *, out: Path, format: Literal["onnx"] = "onnx") -> None:
+    """Write the best model of a run for programs without torch, and compare the two on generated images.
+
+    Its input is uint8 RGB images (batch, 3, size, size), fitted as in training; its output lesion probabilities.
+
+    Parameters
+    ----------
+    run
+        The run, or its `best` folder.
+    out
+        The file to write, as model.onnx.
+    format
+        The kind of file.
+    """
+    from isicdist.export import export_onnx
+
+    same = export_onnx(run, out)
+    print(f"written to {out}")
+    print(
+        f"onnxruntime against torch on {same.images} images: probabilities within {same.largest:.1e}, "
+        f"{same.flipped} of {same.pixels} mask pixels differ"
+    )
 
 
 @app.command

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from shards.errors import UsageError
 
 Range = tuple[float, float]
+Tta = Literal["off", "flips", "d4"]
+"""Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
 
 
 def _need(holds: bool, name: str, value: object, way_out: str) -> None:
@@ -37,7 +39,8 @@ class BatchConfig:
     global_size: int = 16
     """Samples of one step over all processes; results depend on it, never on how it is cut."""
     micro_size: int | Literal["auto"] = "auto"
-    """Samples of one forward pass on one process; auto: its whole share of the global batch."""
+    """Samples of one forward pass on one process; auto: its whole share of the global batch (on a CPU at most 2^20
+    pixels), and half as many whenever a process runs out of memory."""
 
     def __post_init__(self) -> None:
         _need(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
@@ -54,12 +57,21 @@ class StreamConfig:
     prefetch: int = 4
     """Micro batches decoded ahead."""
     window: int = 0
-    """Shards that are shuffled together; 0: the whole set, which costs nothing where shards are local."""
+    """Shards that are shuffled together; 0: the whole set, which costs nothing where shards are local, and 16 shards
+    of a set behind a URL, which must all be here at once."""
+    cache_size: int = 0
+    """Bytes of shards behind a URL that are kept on each node, at least those of two windows; 0: all of them. They
+    lie in the cache folder: $ISICDIST_CACHE, or ~/.cache/isicdist."""
+    decoded_cache: str = "auto"
+    """Where decoded samples are kept, so that from the second epoch on none is decoded: auto, off or a folder; auto:
+    below the cache folder, if they take at most a quarter of the memory and half of what is free on the disk."""
 
     def __post_init__(self) -> None:
         _need(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode")
         _need(self.prefetch >= 1, "stream.prefetch", self.prefetch, "at least 1 micro batch is read ahead")
         _need(self.window >= 0, "stream.window", self.window, "give a number of shards, or 0 for all")
+        _need(self.cache_size >= 0, "stream.cache_size", self.cache_size, "give a number of bytes, or 0 for all")
+        _need(self.decoded_cache != "", "stream.decoded_cache", "empty", "give auto, off or a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +104,13 @@ class OptimConfig:
     """Largest norm of a step's gradient; 0: not clipped."""
     bce_weight: float = 0.5
     """Weight of the binary cross-entropy beside the soft Dice loss."""
+    ema_decay: float = 0.0
+    """Share of the moving average of the weights that stays at each step, at most (1 + step) / (10 + step). The
+    average is what is evaluated and kept in RUN/best; 0: the weights as they are."""
 
     def __post_init__(self) -> None:
         _need(0 < self.lr < math.inf, "optim.lr", self.lr, "give a positive rate, such as 2e-3")
+        _need(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "give a share from 0 to below 1: 0.99")
         for name in ("weight_decay", "clip_norm", "bce_weight"):
             value = getattr(self, name)
             _need(0 <= value < math.inf, f"optim.{name}", value, "give 0 or more")
@@ -102,12 +118,15 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation of the training images, on their device, per sample."""
+    """Augmentation of the training images, on their device, per sample.
+
+    A lesion has no upside: each image is mirrored and turned to one of the 8 symmetries of the square, too.
+    """
 
     enabled: bool = True
     """Whether training images are augmented at all."""
-    rotation: float = 180.0
-    """Largest rotation either way, in degrees; a lesion has no upside."""
+    rotation: float = 45.0
+    """Largest rotation either way beyond quarter turns, in degrees; 45: any angle."""
     scale: Range = (0.75, 1.25)
     """Zoom factors."""
     elastic: float = 0.03
@@ -118,13 +137,18 @@ class AugmentConfig:
     """Exponents of the intensity."""
     brightness: float = 0.1
     """Largest shift of the intensity either way; the whole range is 1."""
+    hue: float = 0.0
+    """Largest turn of the colours about the grey axis either way, in degrees; the paper has none."""
+    saturation: Range = (1.0, 1.0)
+    """Factors of the distance from grey; the paper has none."""
 
     def __post_init__(self) -> None:
-        for name in ("scale", "contrast", "gamma"):
+        for name in ("scale", "contrast", "gamma", "saturation"):
             _need_range(f"augment.{name}", getattr(self, name))
         _need(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "give degrees from 0 to 180")
         _need(0 <= self.elastic <= 0.2, "augment.elastic", self.elastic, "give a share of the side from 0 to 0.2")
         _need(0 <= self.brightness <= 1, "augment.brightness", self.brightness, "give a shift from 0 to 1")
+        _need(0 <= self.hue <= 180, "augment.hue", self.hue, "give degrees from 0 to 180")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +165,12 @@ class TrainConfig:
     """Steps between evaluations of the validation split; 0: after each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: after each epoch."""
+    patience: int = 0
+    """Evaluations without a better mean Dice that end the run; 0: none do."""
+    max_skipped: int = 10
+    """Steps in a row that may be left out because loss or gradient is not finite; one more ends the run."""
+    timeout: int = 600
+    """Seconds after which a process that waits in vain for another one gives up; longer than any one step."""
     keep: int = 2
     """Newest checkpoints that are kept."""
     resume: Literal["auto", "never"] = "auto"
@@ -160,8 +190,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _need(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
-        for name in ("epochs", "keep", "log_every"):
+        for name in ("epochs", "keep", "log_every", "timeout"):
             _need(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        for name in ("patience", "max_skipped"):
+            _need(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("steps", "eval_every", "checkpoint_every"):
             _need(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")
 

@@ -49,7 +49,7 @@ def demo(out: Path, samples: int) -> None:
             raise ToolkitError(f"the demo stopped at {title!r}: exit code {code} (its message stands above)")
     picture = run / "evaluation" / "test" / "examples.png"
     console.rule("Done")
-    console.print(f"image | ground truth | prediction: {picture}", highlight=False, soft_wrap=True)
+    console.print(f"worst, median and best images: {picture}", highlight=False, soft_wrap=True)
 
 
 def _launch() -> list[str]:

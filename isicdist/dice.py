@@ -19,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+HALF = 0.5
+"""The threshold of the probability that scores are compared at: above it a pixel is lesion."""
 JACCARD_THRESHOLD = 0.65
 """ISIC 2018 Task 1: an image whose Jaccard is below it scores 0."""
 
@@ -84,21 +86,20 @@ def count(predictions: Tensor, masks: Tensor) -> Tensor:
 class DiceReduction:
     """Collects the counts of every image on its rank, then reduces them over all ranks once."""
 
-    def __init__(self, expected: int | None = None, threshold: float = 0.5) -> None:
+    def __init__(self, expected: int | None = None, threshold: float = HALF) -> None:
         """`expected`: the images of the split, asserted at the end (None: not). `threshold`: of the probability."""
         if not 0 < threshold < 1:
             raise ValueError(f"threshold {threshold}: it must lie between 0 and 1")
-        self.expected = expected
-        self.cut = math.log(threshold / (1 - threshold))  # in logits: sigmoid(cut) = threshold
+        self.expected, self.threshold = expected, threshold
         self._rows: list[Tensor] = []
 
-    def update(self, logits: Tensor, masks: Tensor, ids: Tensor, valid: Tensor | None = None) -> None:
+    def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor | None = None) -> None:
         """Count one batch; nothing is exchanged and the device is not waited for.
 
-        `logits` and `masks` (B, 1, H, W); a mask's foreground is 1 (any value above 0.5). `ids` (B,) int64 name
+        `probs` and `masks` (B, 1, H, W); a mask's foreground is 1 (any value above 0.5). `ids` (B,) int64 name
         the images; `valid` (B,) bool: the places that hold an image (None: all).
         """
-        counts = count(logits.detach().float() > self.cut, masks > 0.5)
+        counts = count(probs > self.threshold, masks > 0.5)
         rows = torch.cat([ids.to(counts.device, torch.int64)[:, None], counts], dim=1)  # (B, 4)
         if valid is not None:
             # A masked place is kept as a row of id -1: choosing rows would wait for the device.

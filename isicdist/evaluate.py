@@ -2,118 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from isicdist import processes
-from isicdist.augment import MEAN, STD, normalise, to_unit
-from isicdist.checkpoint import load_model
-from isicdist.dice import DiceReduction, DiceSummary
+from isicdist.augment import normalise, to_unit
+from isicdist.config import Tta
+from isicdist.dice import HALF, DiceReduction, DiceSummary
 from isicdist.order import BatchPlan
 from isicdist.original import OriginalReduction, has_originals
-from isicdist.results import Results, Subgroups
+from isicdist.results import Results, Scored, Subgroups
+from isicdist.segmenter import load_model
 from isicdist.stream import Stream
 from isicdist.thresholds import ThresholdReduction
-from shards.errors import CheckpointError
+from shards import format
+from shards.errors import CheckpointError, ShardSetError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Predictor = Callable[[Tensor], Tensor]
+"""Gives probabilities (B, 1, H, W) float32 of images (B, 3, H, W) uint8."""
+
 
 class Counter(Protocol):
     """Something that counts each batch beside `DiceReduction`, with the same call."""
 
-    def update(self, logits: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Count one batch: logits and masks (B, 1, H, W), sample numbers (B,), places that hold an image (B,)."""
+    def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
+        """Count one batch: probs and masks (B, 1, H, W), sample numbers (B,), places that hold an image (B,)."""
         ...
 
 
 @torch.inference_mode()
 def score(
-    model: nn.Module,
+    predictor: Predictor,
     split: Split,
     accelerator: Accelerator,
     *,
     micro_size: int = 16,
     workers: int = 2,
-    threshold: float = 0.5,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
     progress: Progress | None = None,
     beside: Sequence[Counter] = (),
 ) -> DiceSummary:
-    """The exact scores of `model` on `split` at the network's resolution; every rank calls it and gets the same.
+    """The exact scores at 0.5 and the network's resolution; every rank calls it and gets the same.
 
-    `micro_size`: images of one forward pass. `threshold`: the probability above which a pixel is lesion.
-    `beside`: what else is to see every batch; the caller reduces it.
+    `micro_size`: images of one forward pass. `beside`: what else is to see every batch; the caller reduces it.
     """
     world = accelerator.num_processes
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
-    reduction = DiceReduction(expected=len(split), threshold=threshold)
-    training = model.training
-    model.eval()
+    reduction = DiceReduction(expected=len(split), threshold=HALF)
     with Stream(split, plan, accelerator.process_index, workers=workers, device=accelerator.device) as stream:
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
         for batch in stream.in_order():
-            logits = model(normalise(to_unit(batch.images), mean, std))
+            probs = predictor(batch.images)
             numbers, valid = torch.from_numpy(batch.numbers), torch.from_numpy(batch.valid)
             for counter in (reduction, *beside):
-                counter.update(logits, batch.masks, numbers, valid)
+                counter.update(probs, batch.masks, numbers, valid)
             if progress and task is not None:
                 progress.advance(task, batch.step_samples)
-    model.train(training)
     return reduction.reduce(accelerator)
 
 
+def validate(
+    network: nn.Module, split: Split, accelerator: Accelerator, *, micro_size: int
+) -> tuple[DiceSummary, float]:
+    """The scores at 0.5, and the threshold of the highest pooled Dice; every rank calls it and gets the same.
+
+    `network` gives logits of normalised images; it is in evaluation mode meanwhile.
+    """
+
+    def predictor(images: Tensor) -> Tensor:
+        return network(normalise(to_unit(images))).float().sigmoid()
+
+    thresholds, training = ThresholdReduction(accelerator.device), network.training
+    network.eval()
+    summary = score(predictor, split, accelerator, micro_size=micro_size, beside=[thresholds])
+    network.train(training)
+    return summary, thresholds.reduce(accelerator).best_threshold
+
+
+@processes.said_when_lost()
 def evaluate(
-    checkpoint: Path, data: str, split_name: str, metadata: str | None = None
+    checkpoint: Path, data: str, split_name: str, *, metadata: str | None = None, tta: Tta = "off"
 ) -> tuple[DiceSummary, Path] | None:
     """Score RUN/best on a split and write RUN/evaluation/<split>/; None on all ranks but the main one.
 
-    The summary is of the network's resolution; what is written has the original resolution's scores, too, where
-    the split carries the original masks. `metadata`: FILE.csv:COLUMN, whose values the images are told apart by.
+    The summary is of 0.5 and the network's resolution; all the others are written.
+    Scores are taken at 0.5 and at the model's own threshold, at the network's resolution and, where the split
+    carries the original masks, at the original one. `metadata`: FILE.csv:COLUMN, whose values the images are told
+    apart by. `tta`: which mirrored and turned copies the probabilities are the mean of.
     """
     accelerator = processes.start()
-    model, card = load_model(checkpoint)
-    shards = ShardSet.open(data)
-    if shards.size != card["size"]:
-        raise CheckpointError(
-            f"{checkpoint}: trained on images of {card['size']} pixels, but {data} holds {shards.size}; "
-            f"build the set with --size {card['size']}"
-        )
-    split = shards.split(split_name)
+    model = load_model(checkpoint)
+    split = _open_split(data, split_name, model.view[1], checkpoint)
     subgroups = Subgroups.read(metadata, split) if metadata else None
-    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    thresholds = ThresholdReduction(accelerator.device)
+    model.network = accelerator.prepare_model(model.network, evaluation_mode=True)
+    predictor = functools.partial(model, tta=tta)
+    own = DiceReduction(expected=len(split), threshold=model.threshold)
+    curve = ThresholdReduction(accelerator.device)
     with ExitStack() as opened:
         progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
         original = None
         if has_originals(split):
-            original = opened.enter_context(OriginalReduction(split, threshold=card["threshold"]))
-        summary = score(
-            wrapped,
-            split,
-            accelerator,
-            threshold=card["threshold"],
-            mean=tuple(card["mean"]),
-            std=tuple(card["std"]),
-            progress=progress,
-            beside=[thresholds, original] if original else [thresholds],
-        )
+            original = opened.enter_context(OriginalReduction(split, thresholds=(HALF, model.threshold)))
+        beside = [own, curve, original] if original else [own, curve]
+        network = score(predictor, split, accelerator, progress=progress, beside=beside)
+        at_half, at_own = original.reduce(accelerator) if original else (None, None)
         results = Results(
             split=split,
-            card=card,
-            network=summary,
-            original=original.reduce(accelerator) if original else None,
-            curve=thresholds.reduce(accelerator),
+            step=model.card["step"],
+            tta=tta,
+            half=Scored(threshold=HALF, network=network, original=at_half),
+            own=Scored(threshold=model.threshold, network=own.reduce(accelerator), original=at_own),
+            curve=curve.reduce(accelerator),
             subgroups=subgroups,
+        )
+    if results.curve.undefined:
+        raise CheckpointError(
+            f"{checkpoint}: {results.curve.undefined} pixels of split {split_name} get no probability (NaN): "
+            "the network overflows; launch with --mixed_precision no or bf16, or train again"
         )
     if not accelerator.is_main_process:
         return None
@@ -122,5 +138,28 @@ def evaluate(
     results.write(out)
     from isicdist.pictures import draw_examples  # late: matplotlib is only for those who look
 
-    draw_examples(model, card, split, summary, out / "examples.png", accelerator.device)
-    return summary, out
+    draw_examples(predictor, results, out / "examples.png", accelerator.device)
+    return network, out
+
+
+def _open_split(data: str, name: str, size: int, checkpoint: Path) -> Split:
+    """The split, when it can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
+    shards = ShardSet.open(data)
+    split = shards.split(name)
+    if shards.size != size:
+        raise CheckpointError(
+            f"{checkpoint}: trained on images of {size} pixels, but {data} holds {shards.size or 'all sizes'}; "
+            f"build the set with --size {size}"
+        )
+    keys, times = np.unique(split.table["key"], return_counts=True)
+    unmasked = split.table["key"][split.table["size"][:, format.MASK] == 0]
+    if len(split) == 0:
+        raise ShardSetError(f"{data}: split {name} holds no image; build the set again")
+    if len(keys) < len(split):
+        raise ShardSetError(f"{data}: split {name} holds {keys[times > 1][0].decode()} twice; build the set again")
+    if len(unmasked):
+        raise ShardSetError(
+            f"{data}: {len(unmasked)} images of split {name} have no mask, the first {unmasked[0].decode()}; "
+            "without the truth nothing can be scored, but isicdist predict draws masks"
+        )
+    return split

@@ -1,12 +1,13 @@
 """Scores at each image's original resolution, as the ISIC 2018 challenge takes them: counted on threads.
 
 While the network works on the next batch, threads bring the probabilities of the last ones back to the size of
-the photograph (undoing the fit), cut them at the threshold and compare them with the original mask.
+the photograph (undoing the fit), cut them at the thresholds and compare them with the original mask.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
@@ -37,12 +38,12 @@ def has_originals(split: Split) -> bool:
 class OriginalReduction:
     """What `DiceReduction` is, at the original resolution. Use it as a context manager: it owns threads."""
 
-    def __init__(self, split: Split, *, threshold: float = 0.5, workers: int = 2) -> None:
-        """`split` must carry original masks (`has_originals`). `threshold`: of the probability."""
-        self.split, self.threshold = split, threshold
+    def __init__(self, split: Split, *, thresholds: Sequence[float], workers: int = 2) -> None:
+        """`split` must carry original masks (`has_originals`). `thresholds`: of the probability; each is counted."""
+        self.split, self.thresholds = split, thresholds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="restore")
-        self._counting: deque[Future[Row]] = deque()
-        self._rows: list[Row] = []
+        self._counting: deque[Future[list[Row]]] = deque()
+        self._rows: list[list[Row]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -50,32 +51,39 @@ class OriginalReduction:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def update(self, logits: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Hand one batch to the threads: logits (B, 1, H, W), sample numbers (B,), places that hold one (B,).
+    def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
+        """Hand one batch to the threads: probs (B, 1, H, W), sample numbers (B,), places that hold one (B,).
 
         `masks` is not used: the original ones are read from the split.
         """
-        probs = logits.detach().float().sigmoid()[:, 0].cpu().numpy()  # (B, H, W)
-        for number, prob, is_image in zip(ids.tolist(), probs, valid.tolist(), strict=True):
+        for number, prob, is_image in zip(ids.tolist(), probs[:, 0].cpu().numpy(), valid.tolist(), strict=True):
             if is_image:
                 self._counting.append(self._pool.submit(self._count, number, prob))
         self._collect(WAITING)
 
-    def reduce(self, accelerator: Accelerator) -> DiceSummary:
-        """The summary over all ranks, as `DiceReduction.reduce` gives it. Every rank must call it."""
+    def reduce(self, accelerator: Accelerator) -> list[DiceSummary]:
+        """The summary of each threshold over all ranks, as `DiceReduction.reduce` gives it; every rank must call."""
         self._collect(0)
-        reduction = DiceReduction(expected=len(self.split), threshold=self.threshold)
-        reduction.add(torch.tensor(self._rows, dtype=torch.int64).reshape(-1, 4))
-        return reduction.reduce(accelerator)
+        summaries = []
+        for place, threshold in enumerate(self.thresholds):
+            reduction = DiceReduction(expected=len(self.split), threshold=threshold)
+            rows = [rows[place] for rows in self._rows]
+            reduction.add(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+            summaries.append(reduction.reduce(accelerator))
+        return summaries
 
     def _collect(self, waiting: int) -> None:
         while len(self._counting) > waiting:
             self._rows.append(self._counting.popleft().result())
 
-    def _count(self, number: int, prob: np.ndarray) -> Row:
+    def _count(self, number: int, prob: np.ndarray) -> list[Row]:
         restored = Fit.from_json(self.split.meta(number)["fit"]).restore(prob)
         truth = self.split.original_mask(number)
         assert truth is not None, "the split carries no original masks"
-        prediction, lesion = restored > self.threshold, truth.astype(bool)  # (H, W)
-        tp = int(np.count_nonzero(prediction & lesion))
-        return number, tp, int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(lesion)) - tp
+        lesion = truth.astype(bool)  # (H, W)
+        area, rows = int(np.count_nonzero(lesion)), []
+        for threshold in self.thresholds:
+            prediction = restored > threshold
+            tp = int(np.count_nonzero(prediction & lesion))
+            rows.append((number, tp, int(np.count_nonzero(prediction)) - tp, area - tp))
+        return rows

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
+import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,21 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 from rich.progress import Progress
-from torch import nn
 
 from isicdist import processes
-from isicdist.augment import normalise, to_unit
-from isicdist.checkpoint import load_model
+from isicdist.config import Tta
 from isicdist.files import publish
-from shards.errors import SourceError
+from isicdist.model import STRIDE
+from isicdist.outputs import FOLDERS, Outputs
+from isicdist.segmenter import Ensemble, View, load_model
+from isicdist.submission import check_ids, write_submission
+from shards.errors import SourceError, UsageError
 from shards.geometry import Fit
 from shards.pair import BadPairError, load_image
-from shards.source import MASK_SUFFIX, File, Source, find, images_only
+from shards.source import File, Rejected, Source, find, images_only
 
-BATCH = 8
-"""Images of one forward pass."""
+BATCH_PIXELS = 2**19
+"""Pixels of one forward pass: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""
+RECORD, REJECTED = "predict.json", "rejected.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,101 +41,178 @@ class Predicted:
 
     masks: int
     """Masks written."""
-    rejected: int
-    """Images that could not be read; each has a row in OUT/rejected.csv."""
+    kept: int = 0
+    """Masks that were there already."""
+    rejected: int = 0
+    """Images that cannot be used; each has a row in OUT/rejected.csv."""
 
 
-@torch.inference_mode()
-def probabilities(model: nn.Module, images: np.ndarray, card: dict[str, Any], device: torch.device) -> np.ndarray:
-    """Lesion probabilities (B, H, W) float32 of fitted images (B, H, W, 3) uint8."""
-    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # (B, 3, H, W)
-    logits = model(normalise(to_unit(batch), tuple(card["mean"]), tuple(card["std"])))
-    return logits.float().sigmoid()[:, 0].cpu().numpy()
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One image as the networks are to see it."""
+
+    file: File
+    fits: dict[View, Fit]
+    images: dict[View, np.ndarray]
+    """(H, W, 3) uint8 each."""
 
 
-def predict(checkpoint: Path, images: str, out: Path) -> Predicted | None:
-    """Write OUT/KEY_segmentation.png, 0 and 255, for each image of a folder, an archive or a URL.
+@processes.said_when_lost()
+def predict(
+    checkpoints: Sequence[Path],
+    images: str,
+    out: Path,
+    *,
+    tta: Tta = "off",
+    probabilities: bool = False,
+    overlay: bool = False,
+    submission: Path | None = None,
+) -> Predicted | None:
+    """Write OUT/KEY_segmentation.png for each image of a folder, an archive, a URL or a single file.
 
-    Under `accelerate launch` each process takes its own images; the result is None on all but the main one. Images
-    that cannot be read are listed in OUT/rejected.csv. Raises SourceError when there is no image, or two of one name,
-    and CheckpointError for the model.
+    The probabilities of several checkpoints are averaged. Under `accelerate launch` each process takes its own
+    images; the result is None on all but the main one. An image whose files are there is not predicted again:
+    OUT/predict.json says what they were made with. Images that cannot be used are listed in OUT/rejected.csv.
+    Raises SourceError when there is no image, none that can be used, or two of one name; UsageError when OUT was
+    made otherwise; CheckpointError for a model.
     """
     accelerator = processes.start()
-    model, card = load_model(checkpoint)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
-    sources, files = find([images])
-    rejected: list[tuple[str, str, str]] = []
-    done = 0
-    with contextlib.ExitStack() as opened:
+    ensemble = Ensemble([load_model(checkpoint) for checkpoint in checkpoints])
+    outputs = Outputs(folder=out, probabilities=probabilities, overlay=overlay)
+    sources, found = find([images])
+    files, unsupported = images_only(_not_of(out, images, found))
+    _check_names(files, unsupported, images)
+    if submission:
+        check_ids(files)
+    record = {**ensemble.record(), "tta": tta, "images": images if "://" in images else str(Path(images).resolve())}
+    _check_record(outputs, record, files)
+    accelerator.wait_for_everyone()  # nobody finds there what another process has just written
+    accelerator.on_main_process(_begin)(outputs, record)
+    accelerator.wait_for_everyone()
+
+    ensemble.prepare(accelerator)
+    mine = files[accelerator.process_index :: accelerator.num_processes]
+    rejected = unsupported[accelerator.process_index :: accelerator.num_processes]
+    wanted = [file for file in mine if not outputs.is_done(file)]
+    kept, masks = len(mine) - len(wanted), 0
+    with ExitStack() as opened:
         for source in sources:
             opened.callback(source.close)
-        files = _unique(images_only(files), images)[accelerator.process_index :: accelerator.num_processes]
-        out.mkdir(parents=True, exist_ok=True)
-        pool = opened.enter_context(ThreadPoolExecutor(os.cpu_count()))
         progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
-        task = progress.add_task("predict", total=len(files))
-        for batch in _batches(pool, files, sources, card, rejected):
-            probs = probabilities(model, np.stack([fitted for _, fitted, _ in batch]), card, accelerator.device)
-            for (file, _, fit), prob in zip(batch, probs, strict=True):
-                mask = (fit.restore(prob) > card["threshold"]).astype(np.uint8) * 255
-                _save_png(out / f"{PurePosixPath(file.name).stem}{MASK_SUFFIX}.png", mask)
-            done += len(batch)
-            progress.update(task, completed=done + len(rejected))
-    rejected, masks = gather_object(rejected), gather_object([done])
+        task = progress.add_task("predict", total=len(mine), completed=kept)
+        for refused in _segment(wanted, sources, ensemble, accelerator.device, tta, outputs):
+            progress.advance(task)
+            masks += refused is None
+            rejected += [refused] if refused else []
+
+    rejected, masks, kept = gather_object(rejected), sum(gather_object([masks])), sum(gather_object([kept]))
     if not accelerator.is_main_process:
         return None
-    _save_rejected(out / "rejected.csv", rejected)
-    return Predicted(masks=sum(masks), rejected=len(rejected))
+    _save_rejected(out / REJECTED, rejected)
+    if not masks + kept:
+        raise SourceError(f"{images}: none of its {len(rejected)} images can be used; {out / REJECTED} says why")
+    if submission and rejected:
+        raise SourceError(
+            f"{submission}: not written, as {len(rejected)} of the images have no mask; see {out / REJECTED}"
+        )
+    if submission:
+        write_submission(submission, [outputs.mask(file) for file in files])
+    return Predicted(masks=masks, kept=kept, rejected=len(rejected))
 
 
-def _batches(
-    pool: ThreadPoolExecutor,
-    files: list[File],
-    sources: list[Source],
-    card: dict[str, Any],
-    rejected: list[tuple[str, str, str]],
-) -> Iterator[list[tuple[File, np.ndarray, Fit]]]:
-    """Fitted images in batches, decoded by the pool one batch ahead; what cannot be read goes to `rejected`."""
+def _segment(
+    files: list[File], sources: list[Source], ensemble: Ensemble, device: torch.device, tta: Tta, outputs: Outputs
+) -> Iterator[Rejected | None]:
+    """Predict the files, one after the other; yields None for a mask that is written, or why there is none.
 
-    def load(file: File) -> tuple[File, np.ndarray, Fit] | None:
-        try:
-            picture, fit = load_image(file, sources, card["fit"], card["size"])
-        except BadPairError as error:
-            rejected.append((error.file.name, error.reason, error.detail))
-            return None
-        return file, fit.image(picture), fit
+    Threads decode the next batch and write the last one while the networks are at work on this one.
+    """
 
-    chunks = [files[start : start + BATCH] for start in range(0, len(files), BATCH)] or [[]]
-    loading = [pool.submit(load, file) for file in chunks[0]]
-    for following in [*chunks[1:], []]:
-        loaded = [future.result() for future in loading]
-        loading = [pool.submit(load, file) for file in following]
-        if batch := [image for image in loaded if image]:
-            yield batch
+    def finish(image: Shown, probs: dict[View, np.ndarray]) -> None:
+        picture = np.asarray(load_image(image.file, sources, "original", None)[0]) if outputs.overlay else None
+        outputs.write(image.file, ensemble.restored(probs, image.fits), ensemble.threshold, picture)
+
+    size = max(1, BATCH_PIXELS // ensemble.views[0][1] ** 2)
+    loading: list[Future[Shown | Rejected]] = []
+    writing: list[Future[None]] = []
+    with ThreadPoolExecutor(_threads()) as pool:
+        for start in range(0, len(files) + size, size):
+            loaded = [future.result() for future in loading]
+            loading = [pool.submit(_load, file, sources, ensemble.views) for file in files[start : start + size]]
+            shown = [image for image in loaded if isinstance(image, Shown)]
+            probs = ensemble.probs([image.images for image in shown], device, tta)
+            yield from (future.result() for future in writing)
+            writing = [pool.submit(finish, *each) for each in zip(shown, probs, strict=True)]
+            yield from (row for row in loaded if isinstance(row, Rejected))
+        yield from (future.result() for future in writing)
 
 
-def _unique(files: list[File], place: str) -> list[File]:
+def _load(file: File, sources: list[Source], views: list[View]) -> Shown | Rejected:
+    try:
+        picture, fit = load_image(file, sources, *views[0])
+        height, width = fit.original
+        if min(height, width) < STRIDE:
+            detail = f"{width} × {height} pixels; at least {STRIDE} × {STRIDE} are needed"
+            raise BadPairError(file, "too-small", detail)
+    except BadPairError as error:
+        return Rejected(error.file.name, error.reason, error.detail)
+    fits = {(kind, side): Fit.plan(kind, height, width, side) for kind, side in views}
+    return Shown(file=file, fits=fits, images={view: fit.image(picture) for view, fit in fits.items()})
+
+
+def _threads() -> int:
+    """This process's share of the machine's cores."""
+    return max(2, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _not_of(out: Path, images: str, files: list[File]) -> list[File]:
+    """The files without the pictures of an earlier prediction, where OUT lies in the folder of the images."""
+    root, folder = Path(images).resolve(), out.resolve()
+    if not folder.is_relative_to(root):
+        return files
+    ours = [folder.relative_to(root) / name for name in FOLDERS]
+    return [file for file in files if PurePosixPath(file.name).parent not in ours]
+
+
+def _check_names(files: list[File], unsupported: list[Rejected], place: str) -> None:
     if not files:
-        raise SourceError(f"{place}: there is no .jpg, .png or .bmp image in it")
+        others = f" (but {len(unsupported)} of a type that is not read)" if unsupported else ""
+        raise SourceError(f"{place}: there is no .jpg, .png or .bmp image in it{others}")
     seen: dict[str, str] = {}
     for file in files:
         stem = PurePosixPath(file.name).stem.lower()
         if stem in seen:
             raise SourceError(f"{place}: {seen[stem]} and {file.name} would have one mask; rename one of them")
         seen[stem] = file.name
-    return files
 
 
-def _save_rejected(path: Path, rejected: list[tuple[str, str, str]]) -> None:
+def _check_record(outputs: Outputs, record: dict[str, Any], files: list[File]) -> None:
+    """Raise UsageError where OUT holds masks that are not of this prediction."""
+    path = outputs.folder / RECORD
+    try:
+        there = json.loads(path.read_text())
+        different = [f"{name} {there[name]}, not {value}" for name, value in record.items() if there[name] != value]
+    except FileNotFoundError:
+        foreign = next((mask for mask in map(outputs.mask, files) if mask.exists()), None)
+        if foreign:
+            raise UsageError(f"{foreign}: there already, and not of a prediction; give another --out") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not what a prediction writes; give another --out") from error
+    else:
+        if different:
+            raise UsageError(f"{outputs.folder}: made with {'; '.join(different)}; give another --out, or remove it")
+
+
+def _begin(outputs: Outputs, record: dict[str, Any]) -> None:
+    outputs.make_folders()
+    publish(outputs.folder / RECORD, json.dumps(record, indent=1).encode())
+
+
+def _save_rejected(path: Path, rejected: list[Rejected]) -> None:
     if not rejected:
         path.unlink(missing_ok=True)  # what an earlier prediction into the same folder left
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason", "detail"), *sorted(rejected)])
+    rows = sorted((row.path, row.reason, row.detail) for row in rejected)
+    csv.writer(text, lineterminator="\n").writerows([("path", "reason", "detail"), *rows])
     publish(path, text.getvalue().encode())
-
-
-def _save_png(path: Path, mask: np.ndarray) -> None:
-    png = io.BytesIO()
-    Image.fromarray(mask).save(png, "PNG")
-    publish(path, png.getvalue())

@@ -1,32 +1,43 @@
-"""Starting on however many processes there are, and stopping together when one of them gets a signal."""
+"""Starting on however many processes there are, and ending together: on a signal, or when one of them is lost."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import re
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import str_to_bool
+from accelerate.utils import InitProcessGroupKwargs, str_to_bool
 
-from shards.errors import UsageError
+from shards.errors import TrainingError, UsageError
 
 _WAY_OUT = "start with: accelerate launch --config_file launch/cpu2.yaml (or gpu8.yaml) ..."
+_PR_SET_PDEATHSIG = 1
+LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
+"""What the kernel is asked to send when the launcher has died: nobody else sends it."""
 
 
-def start() -> Accelerator:
+def start(timeout: float = 600) -> Accelerator:
     """The Accelerator of this process: the GPU that is its own, or the CPU where there is none or none is wanted.
+
+    `timeout`: seconds after which an exchange between processes that one of them has not joined fails.
 
     Raises UsageError when the launcher meant more processes than take part, or fp16 is asked of a CPU.
     """
     check_launch(os.environ)
+    stop_with_launcher(os.environ)
     cpu = not torch.cuda.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
     if cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise UsageError("fp16 needs a GPU; launch with --mixed_precision bf16 or no")
-    accelerator = Accelerator(cpu=cpu)
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UsageError(_mismatch(launched, accelerator.num_processes))
@@ -54,44 +65,83 @@ def _mismatch(launched: int | str | None, taken_up: int) -> str:
     )
 
 
-class StopSignal:
-    """SIGTERM, SIGUSR1 or SIGINT on any rank, agreed on by all. Use it as a context manager around the loop.
+def stop_with_launcher(environment: Mapping[str, str]) -> None:
+    """Have the kernel send LAUNCHER_GONE when the launcher above this process has died.
 
-    A second signal does what it would have done without us: the process ends at once.
+    It ends the process, unless a `StopSignal` hears it. Linux alone has it. A process without a launcher is left
+    alone: it may well outlive the shell it began in.
+    """
+    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & environment.keys()  # of several, of one
+    if launched and sys.platform == "linux":
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, LAUNCHER_GONE)
+        if os.getppid() != launcher:  # it was gone before the kernel knew
+            os.kill(os.getpid(), LAUNCHER_GONE)
+
+
+@contextlib.contextmanager
+def said_when_lost() -> Iterator[None]:
+    """Turn an exchange that fails because another rank has gone or hangs into a TrainingError. Decorates a command."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = re.search(r"gloo/\S*\] (.*?)(\. |$)", str(error), re.M)  # [.../gloo/.../pair.cc:553] Connection closed
+        if not said and not isinstance(error, torch.distributed.DistError):
+            raise
+        raise TrainingError(
+            f"another rank has gone or does not answer ({said[1] if said else error}); its own line or the launcher's "
+            "report says which one and why; then start the same command again"
+        ) from error
+
+
+class Vote:
+    """What any rank says, known to all at once: a sum of a few integers between the hosts, past all devices.
+
+    It needs no device to have finished, and a rank that has died is noticed here whatever its device was doing.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
+        """`timeout`: seconds to wait for the other ranks. Every rank makes one."""
+        several = accelerator.num_processes > 1
+        self._group = (
+            torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if several else None
+        )
+
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether any rank says yes, for each of the `flags`. Every rank calls it."""
+        if self._group is None:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(votes, group=self._group)
+        return tuple(bool(vote) for vote in votes)
+
+
+class StopSignal:
+    """Hears SIGTERM, SIGUSR1, SIGINT, and that the launcher has gone. Use it as a context manager around the loop.
+
+    A second signal does what it would have done without us: the process ends at once. That the launcher has gone is
+    no second one: on Ctrl-C it goes before its processes have saved.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._told = False
-        self._asked: torch.Tensor | None = None
-        self._before: dict[signal.Signals, Any] = {}
+    def __init__(self) -> None:
+        self.told = False
+        """Whether this process has been told to stop."""
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        self._before = {number: signal.signal(number, self._hear) for number in (*self.SIGNALS, LAUNCHER_GONE)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def agreed(self) -> bool:
-        """Whether a rank had been told to stop when this was last called; the same on every rank.
-
-        Each call asks (a sum of one integer) and reads the answer of the call before it, so that no device is
-        waited for. Every rank calls it once per step.
-        """
-        answer = self._asked
-        told = torch.tensor([int(self._told)], device=self._accelerator.device)
-        self._asked = torch.as_tensor(self._accelerator.reduce(told, "sum"))
-        return answer is not None and bool(answer.item())
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.told = True
+        if number in self.SIGNALS:
+            for each in self.SIGNALS:
+                signal.signal(each, self._before[each])

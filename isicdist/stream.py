@@ -1,24 +1,28 @@
 """Order + reader + parallel decoding -> batches on the device.
 
-Samples are decoded by threads (the codecs release the GIL) straight into slots of preallocated memory, pinned
-where there is CUDA, `prefetch` micro batches ahead. The order is planned (`isicdist.order`), so nothing is
+Samples are decoded by threads (the codecs release the GIL) straight into slots: memory that is allocated once,
+pinned where there is CUDA, `prefetch` micro batches ahead. The order is planned (`isicdist.order`), so nothing is
 negotiated between ranks or workers, and the state of a stream is a few integers.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
+from isicdist.decoded import DecodedCache
 from isicdist.order import MASKED, BatchPlan, epoch_order, num_steps, rank_slice
 from shards.errors import CheckpointError, UsageError
+from shards.format import MEMBERS
 from shards.reader import Split
 
 
@@ -43,23 +47,31 @@ class Batch:
         return self.numbers != MASKED
 
 
+Decode = Callable[[int, np.ndarray, np.ndarray], None]
+"""Decodes a sample, by its number, into an image (H, W, 3) and a mask (H, W)."""
+
+
 class _Slot:
     """Memory for one micro batch on the host, used again and again."""
 
     def __init__(self, size: int, side: int, device: torch.device) -> None:
         pin = device.type == "cuda"
-        self.images = torch.zeros((size, side, side, 3), dtype=torch.uint8, pin_memory=pin)
-        self.masks = torch.zeros((size, side, side), dtype=torch.uint8, pin_memory=pin)
+        # Made by NumPy, which asks for huge pages: decoding into them takes a tenth less time.
+        self.images = torch.from_numpy(np.zeros((size, side, side, 3), dtype=np.uint8))
+        self.masks = torch.from_numpy(np.zeros((size, side, side), dtype=np.uint8))
+        if pin:
+            self.images, self.masks = self.images.pin_memory(), self.masks.pin_memory()
         self.image_view, self.mask_view = self.images.numpy(), self.masks.numpy()
         self.copied = torch.cuda.Event() if pin else None
 
-    def fill(self, place: int, split: Split, number: int) -> None:
-        if number == MASKED:
-            self.image_view[place] = 0
-            self.mask_view[place] = 0
-        else:
-            self.image_view[place] = split.image(number)
-            self.mask_view[place] = split.mask(number)
+    def fill(self, places: range, numbers: np.ndarray, decode: Decode) -> None:
+        """Decode the samples of some places of a micro batch whose sample numbers are `numbers` (B,)."""
+        for place in places:
+            image, mask = self.image_view[place], self.mask_view[place]
+            if numbers[place] == MASKED:
+                image[:], mask[:] = 0, 0
+            else:
+                decode(int(numbers[place]), image, mask)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         images = self.images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W)
@@ -88,17 +100,24 @@ class Stream:
         workers: int = 2,
         prefetch: int = 4,
         device: torch.device | str = "cpu",
+        decoded: DecodedCache | None = None,
     ) -> None:
-        """`window`: shards shuffled together (None: all). `workers`: decoding threads. `prefetch`: batches ahead."""
+        """`window`: shards shuffled together (None: all). `workers`: decoding threads. `prefetch`: batches ahead.
+
+        `decoded`: where samples of `split` are kept as they are once they have been decoded.
+        """
         if split.size is None:
-            raise UsageError(f"{split.root}: its images differ in size; build a set for training with --size N")
+            raise UsageError(f"{split.place}: its images differ in size; build a set for training with --size N")
         self.split, self.plan, self.rank = split, plan, rank
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.device = torch.device(device)
         self.epoch_number = 0
         self.consumed = 0
         """Samples of the epoch that all ranks together have been given."""
+        self._decode: Decode = decoded.read if decoded else split.sample
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._slots: list[_Slot] = []
 
     def __enter__(self) -> Self:
         return self
@@ -116,13 +135,14 @@ class Stream:
         return {
             "digest": self.split.digest,
             "seed": self.seed,
+            "window": self.window,
             "epoch": self.epoch_number,
             "consumed": self.consumed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stood. Raises CheckpointError when it is of another set, seed or global batch."""
-        for name, own in (("digest", self.split.digest), ("seed", self.seed)):
+        """Go on where `state` stood. Raises CheckpointError when it is of another set or order."""
+        for name, own in (("digest", self.split.digest), ("seed", self.seed), ("window", self.window)):
             if state[name] != own:
                 raise CheckpointError(
                     f"the checkpoint was trained with {name} {state[name]}, this run has {own}; "
@@ -153,30 +173,28 @@ class Stream:
             self.epoch_number, self.consumed = self.epoch_number + 1, 0
 
     def _batches(self, order: np.ndarray, first: int) -> Iterator[Batch]:
-        assert self.split.size is not None
-        todo = (
+        planned = (
             (step, micro, numbers)
             for step in range(first, self.steps_per_epoch)
             for micro, numbers in enumerate(rank_slice(order, step, self.plan, self.rank), start=1)
         )
-        free = [_Slot(self.plan.micro_size, self.split.size, self.device) for _ in range(self.prefetch + 1)]
-        ahead: deque[tuple[_Slot, int, int, np.ndarray, list[Future[None]]]] = deque()
+        reached = self.split.follow(order)
+        reached(first * self.plan.global_size)
+        slots = self._take_slots()
+        free, ahead = deque(slots), deque[tuple[_Slot, int, int, np.ndarray, list[Future[None]]]]()
         try:
             while True:
-                while free and (planned := next(todo, None)) is not None:
-                    step, micro, numbers = planned
-                    slot = free.pop()
+                while free and (following := next(planned, None)) is not None:
+                    slot = free.popleft()
                     slot.wait()
-                    fill = [
-                        self._pool.submit(slot.fill, place, self.split, int(number))
-                        for place, number in enumerate(numbers)
-                    ]
-                    ahead.append((slot, step, micro, numbers, fill))
+                    ahead.append((slot, *following, self._fill(slot, following[-1])))
                 if not ahead:
                     return
-                slot, step, micro, numbers, fill = ahead.popleft()
-                for future in fill:
+                slot, step, micro, numbers, filling = ahead[0]
+                for future in filling:
                     future.result()  # raises what the worker raised
+                ahead.popleft()
+                reached(step * self.plan.global_size)
                 images, masks = slot.to(self.device)
                 yield Batch(
                     images=images,
@@ -187,6 +205,54 @@ class Stream:
                 )
                 free.append(slot)
         finally:
-            for *_, fill in ahead:
-                for future in fill:
-                    future.cancel()
+            wait([future for *_, filling in ahead for future in filling if not future.cancel()])
+            self._slots = slots
+            reached(len(order))
+
+    def _fill(self, slot: _Slot, numbers: np.ndarray) -> list[Future[None]]:
+        """Have the samples of a micro batch decoded into `slot`, a part of them by each worker."""
+        parts = [range(worker, len(numbers), self._workers) for worker in range(min(self._workers, len(numbers)))]
+        return [self._pool.submit(slot.fill, part, numbers, self._decode) for part in parts]
+
+    def _take_slots(self) -> list[_Slot]:
+        """The slots for one pass: those of the pass before, unless the micro batch has another size now."""
+        size, side = self.plan.micro_size, self.split.size
+        assert side is not None
+        kept = [slot for slot in self._slots if len(slot.images) == size]
+        self._slots = []
+        return kept or [_Slot(size, side, self.device) for _ in range(self.prefetch + 1)]
+
+
+class PlannedSource(IterableDataset[dict[str, Any]]):
+    """The samples of one rank in the order of the plan, undecoded: the first stage of a webdataset pipeline.
+
+        wds.DataPipeline(PlannedSource(split, plan, rank), wds.map(decode), wds.batched(plan.micro_size))
+
+    Each is a dict as webdataset's own reader makes it: `__key__`, `__url__` and the bytes of its members (`jpg`,
+    `json`, `mask.png`, ...). Places without a sample are left out. Workers of a DataLoader take turns by micro batch,
+    so that `batched(plan.micro_size)` in them keeps the order where the micro batches are full.
+    """
+
+    def __init__(
+        self, split: Split, plan: BatchPlan, rank: int, *, seed: int = 0, window: int | None = None, epoch: int = 0
+    ) -> None:
+        """`epoch`: which one to give; set the attribute of the same name before the next one."""
+        self.split, self.plan, self.rank = split, plan, rank
+        self.seed, self.window, self.epoch = seed, window, epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The samples of the epoch. Raises CorruptShardError as `Split.read`."""
+        order = epoch_order(self.split, self.seed, self.epoch, self.window)
+        steps = range(num_steps(len(order), self.plan.global_size))
+        batches = (numbers for step in steps for numbers in rank_slice(order, step, self.plan, self.rank))
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        for numbers in itertools.islice(batches, first, None, every):
+            for number in numbers[numbers != MASKED].tolist():
+                yield self._sample(number)
+
+    def _sample(self, number: int) -> dict[str, Any]:
+        shard = self.split.shards[self.split.table["shard"][number]]
+        members = {name: bytes(self.split.read(number, member)) for member, name in enumerate(MEMBERS)}
+        present = {name: data for name, data in members.items() if data}
+        return {"__key__": self.split.key(number), "__url__": f"{self.split.root}/{shard}", **present}

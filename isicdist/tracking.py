@@ -111,6 +111,7 @@ class Tracker:
         grad_norm: float,
         images_per_s: float,
         data_wait: float,
+        skipped: int = 0,
     ) -> None:
         """Write down one logged training step.
 
@@ -121,6 +122,7 @@ class Tracker:
         `lr`: learning rate of this step.
         `images_per_s`: on all ranks together, since the last logged step.
         `data_wait`: share of the time since the last logged step spent waiting for a batch, 0–1.
+        `skipped`: steps since the last logged one whose update was left out, as loss or gradient was not finite.
         """
         if not self._main:
             return
@@ -134,6 +136,7 @@ class Tracker:
             "grad_norm": grad_norm,
             "images_per_s": images_per_s,
             "data_wait": data_wait,
+            "skipped": skipped,
         }
         self._append({"event": "train", **metrics})
         self._log_wandb("train", metrics)
@@ -146,6 +149,8 @@ class Tracker:
                 f"step {step}{total}  epoch {epoch}  loss {loss:.4f}  pooled dice {pooled_dice:.4f}"
                 f"  lr {lr:.2e}  grad norm {grad_norm:.3g}  {images_per_s:.1f} images/s  wait {data_wait:.0%}"
             )
+        if skipped:
+            self.note(f"step {step}: the updates of {skipped} steps were left out: loss or gradient not finite")
 
     def log_evaluation(
         self,

@@ -1,37 +1,45 @@
 """Training: set-up, then one loop that reads from top to bottom.
 
-All that is distributed about it is arithmetic in `isicdist.order` (who reads what) and two sums (the gradient, by
-DDP; the logged counts, in `Interval.report`). With the global batch fixed, the loop does the same on any number
-of processes.
+All that is distributed about it is arithmetic in `isicdist.order` (who reads what), one vote per step on whether to
+stop or to make micro batches smaller, and one sum (`isicdist.gradients`). With the global batch fixed, the loop does
+the same on any number of processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from isicdist import checkpoint, processes
+from isicdist import checkpoint, processes, resume
 from isicdist.augment import MEAN, STD, augment, normalise, to_unit
 from isicdist.config import TrainConfig
+from isicdist.decoded import DecodedCache
 from isicdist.dice import DiceSummary, count, pooled_dice
-from isicdist.evaluate import score
+from isicdist.ema import Ema
+from isicdist.evaluate import validate
+from isicdist.gradients import Gradients
+from isicdist.guard import Guard
 from isicdist.loss import segmentation_loss
+from isicdist.memory import Memory, first_micro_size
 from isicdist.model import STRIDE, ImprovedUNet
-from isicdist.order import BatchPlan, Purpose, sample_keys
-from isicdist.processes import StopSignal
+from isicdist.order import BatchPlan, Purpose, epoch_order, sample_keys
+from isicdist.processes import StopSignal, Vote
 from isicdist.schedule import learning_rate
+from isicdist.selection import Selection
 from isicdist.stream import Batch, Stream
 from isicdist.tracking import Tracker
-from shards.errors import CheckpointError, StoppedError, TrainingError, UsageError
+from shards.cache import NodeCache
+from shards.errors import StoppedError, UsageError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
@@ -41,22 +49,29 @@ REQUEUE_NAME = "REQUEUE"
 """In the run's folder while a run that a signal stopped waits to be started again."""
 
 
+@processes.said_when_lost()
 def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     """Train on `data` into `run`; returns the last evaluation of the validation split.
 
     Every process that `accelerate launch` started calls it. Raises the errors of `shards.errors`.
     """
-    accelerator = processes.start()
-    shards = ShardSet.open(data)
+    accelerator = processes.start(config.timeout)
+    shards = ShardSet.open(data, NodeCache(limit=config.stream.cache_size))
     split, validation = shards.split("train"), shards.split("val")
     check_set(split, accelerator.num_processes)
-    plan = plan_batches(config, accelerator.num_processes)
-    model = build_model(config)
-    optimizer = torch.optim.Adam(parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr)
-    accelerator.on_main_process(checkpoint.put_back_best)(run)
-    start = _restore(config, run, model, optimizer)
-    bare = model  # the same weights, without what DDP and autocast wrap around them
-    model, optimizer = accelerator.prepare(model, optimizer)
+    plan = plan_batches(config, accelerator.num_processes, split.size or 0, accelerator.device)
+    record = _record(config, shards, accelerator)
+    bare = build_model(config)  # the weights, without what autocast wraps around them
+    ema = Ema(bare, config.optim.ema_decay)
+    adam = torch.optim.Adam(parameter_groups(bare, config.optim.weight_decay), lr=config.optim.lr, fused=True)
+    start = resume.find(run, record, accelerator)
+    if start:
+        resume.restore(start, bare, ema.model, adam)
+    # Evaluation mode means no more than: without DDP. `Gradients` sums.
+    model, judged = (accelerator.prepare_model(network, evaluation_mode=True) for network in (bare, ema.model))
+    broadcast([weight.data for network in (bare, ema.model) for weight in network.parameters()])
+    optimizer = accelerator.prepare_optimizer(adam)
+    gradients = Gradients(bare.parameters(), accelerator)
     save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, checkpoint.save_best))
 
     stream = Stream(
@@ -64,74 +79,99 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         plan,
         accelerator.process_index,
         seed=config.seed,
-        window=config.stream.window or None,
+        window=config.stream.window or split.window,
         workers=config.stream.workers,
         prefetch=config.stream.prefetch,
         device=accelerator.device,
+        decoded=DecodedCache.open(config.stream.decoded_cache, split),
     )
-    step, best = 0, -1.0
+    step, selection = 0, Selection(patience=config.patience)
     if start:
         stream.load_state_dict(start.state["stream"])
-        step, best = start.state["step"], start.state["best"]
+        step, selection.best, selection.since = (start.state[name] for name in ("step", "best", "since_best"))
+        if accelerator.scaler and start.state["scaler"]:
+            accelerator.scaler.load_state_dict(start.state["scaler"])
+    position = stream.state_dict()
     per_epoch = stream.steps_per_epoch
     total = min(config.epochs * per_epoch, config.steps or config.epochs * per_epoch)
-    summary = None
+    memory, vote = Memory(), Vote(accelerator, config.timeout)
+    scaled, keys_at = accelerator.scaler is not None, partial(step_keys, stream)
+    guard = Guard(adam, limit=config.max_skipped, scaled=scaled, keys_at=keys_at)
+    summary, main = None, accelerator.is_main_process
 
-    record, main = _record(config, shards, accelerator), accelerator.is_main_process
-    with stream, StopSignal(accelerator) as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
+    def learn(batch: Batch, epoch: int) -> None:
+        """Forward and backward of one micro batch. What it made goes when it ends, also when memory has run out."""
+        images, masks = to_unit(batch.images), batch.masks
+        if config.augment.enabled:
+            keys = sample_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
+            images, masks = augment(images, masks, keys, config.augment)
+        keys = torch.from_numpy(sample_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
+        valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
+        logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
+        losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
+        loss = (losses * valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
+        accelerator.backward(loss)
+        gradients.add_loss(loss)
+        interval.add(logits, masks, valid)
+
+    with stream, StopSignal() as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
         tracker.truncate_after(step)
         accelerator.on_main_process((run / REQUEUE_NAME).unlink)(missing_ok=True)
         if start:
             tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
-        interval = Interval(accelerator, step)
-        while step < total:
+        interval = Interval(accelerator)
+        while step < total and not selection.over:
             epoch = stream.epoch_number
             for batch in interval.waiting(stream.epoch()):
-                images, masks = to_unit(batch.images), batch.masks
-                if config.augment.enabled:
-                    keys = sample_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
-                    images, masks = augment(images, masks, keys, config.augment)
-                keys = torch.from_numpy(sample_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
-                valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
-
-                with contextlib.nullcontext() if batch.last else accelerator.no_sync(model):
-                    logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
-                    losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
-                    loss = (losses * valid).sum() / batch.step_samples  # summed over ranks: the mean of the step
-                    accelerator.backward(loss * plan.world_size)  # DDP divides by the world size
-                interval.add(logits, masks, valid, loss.detach(), batch)
+                with memory:
+                    learn(batch, epoch)
                 if not batch.last:
                     continue
+
+                stopping, exhausted = vote(stop.told, memory.exhausted)
+                if exhausted:  # this step again, in smaller micro batches
+                    stream.plan = plan = memory.cut(plan, config.batch.micro_size)
+                    stream.load_state_dict(position)
+                    gradients.zero()
+                    interval = Interval(accelerator)
+                    tracker.note(f"out of memory in step {step + 1}: now {plan.micro_size} samples at once")
+                    break
 
                 lr = learning_rate(config.optim.schedule, config.optim.lr, step, total, per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
+                loss = gradients.reduce()
                 most = config.optim.clip_norm or float("inf")
-                norm = torch.as_tensor(accelerator.clip_grad_norm_(model.parameters(), most))
+                norm = torch.as_tensor(accelerator.clip_grad_norm_(bare.parameters(), most))
+                bad = guard.judge(step + 1, position, loss, norm)
                 optimizer.step()
-                optimizer.zero_grad()
+                gradients.zero()
                 step += 1
-                epoch_ends = stream.consumed == 0
+                ema.update(bare, step)
+                interval.add_step(loss, bad, batch.step_samples)
+                epoch_ends, position = stream.consumed == 0, stream.state_dict()
 
                 if step % config.log_every == 0 or step == total:
-                    position = epoch * len(split) + (stream.consumed or len(split))
-                    measured = interval.report(step)
-                    tracker.log_train(
-                        step=step, epoch=epoch, samples=position, lr=lr, grad_norm=norm.item(), **measured
-                    )
+                    samples = epoch * len(split) + (stream.consumed or len(split))
+                    measured = interval.report()
+                    tracker.log_train(step=step, epoch=epoch, samples=samples, lr=lr, grad_norm=norm.item(), **measured)
                 if _due(step, config.eval_every, epoch_ends, total):
-                    summary = score(model, validation, accelerator, micro_size=min(16, plan.micro_size))
+                    size = min(16, plan.micro_size)
+                    summary, threshold = validate(judged, validation, accelerator, micro_size=size)
                     tracker.log_evaluation(step=step, split="val", **summary.scores())
-                    if summary.mean_dice > best:
-                        best = summary.mean_dice
-                        save_best(run, bare, model_card(config, shards, step, best))
-                stopping = stop.agreed() and step < total
-                if stopping or _due(step, config.checkpoint_every, epoch_ends, total):
-                    save(run, step, bare, optimizer, {"best": best, "stream": stream.state_dict()}, keep=config.keep)
+                    if selection.better(summary.mean_dice):
+                        save_best(run, ema.model, model_card(config, shards, step, selection.best, threshold))
+                done = step == total or selection.over
+                if stopping or done or _due(step, config.checkpoint_every, epoch_ends, total):
+                    state = {"best": selection.best, "since_best": selection.since, "stream": position}
+                    state |= {"scaler": accelerator.scaler and accelerator.scaler.state_dict(), "config": record}
+                    save(run, step, bare, ema.model, optimizer, state, keep=config.keep)
+                if done:
+                    break
                 if stopping:
                     raise _stopped(run, step, tracker, accelerator)
-                if step == total:
-                    break
+        if selection.over:
+            tracker.note(f"no better score in {selection.since} evaluations: ended at step {step}")
     accelerator.end_training()
     return summary
 
@@ -148,11 +188,18 @@ def _due(step: int, every: int, epoch_ends: bool, total: int) -> bool:
     return step == total or (step % every == 0 if every else epoch_ends)
 
 
-def plan_batches(config: TrainConfig, world_size: int) -> BatchPlan:
-    """How the global batch is cut for `world_size` processes."""
+def plan_batches(config: TrainConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:
+    """How the global batch is cut for `world_size` processes; `side`: of the square images, in pixels."""
     share = -(-config.batch.global_size // world_size)
-    micro = share if config.batch.micro_size == "auto" else min(config.batch.micro_size, share)
+    asked = config.batch.micro_size
+    micro = first_micro_size(share, side, device) if asked == "auto" else min(asked, share)
     return BatchPlan(global_size=config.batch.global_size, micro_size=micro, world_size=world_size)
+
+
+def step_keys(stream: Stream, position: dict[str, int]) -> list[str]:
+    """The keys of the samples of the whole step that begins at `position`, a state of the stream."""
+    order = epoch_order(stream.split, stream.seed, position["epoch"], stream.window)
+    return [stream.split.key(number) for number in order[position["consumed"] :][: stream.plan.global_size]]
 
 
 def build_model(config: TrainConfig) -> ImprovedUNet:
@@ -169,16 +216,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float) -> dict[str, Any]:
-    """What RUN/best says beside the weights: all that a prediction needs."""
+def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5) -> dict[str, Any]:
+    """What RUN/best says beside the weights: all that a prediction needs.
+
+    `best`: the mean Dice of the validation split at 0.5. `threshold`: of its highest pooled Dice.
+    """
     return {
         "architecture": dataclasses.asdict(config.model),
         "size": shards.size,
         "fit": shards.index["built"]["fit"],
         "mean": MEAN,
         "std": STD,
-        "threshold": 0.5,
-        "score": {"split": "val", "mean_dice": best},
+        "threshold": threshold,
+        "score": {"split": "val", "threshold": 0.5, "mean_dice": best},
         "step": step,
         "data_digest": shards.digest,
     }
@@ -187,10 +237,10 @@ def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float) ->
 class Interval:
     """What is measured between two lines of the log; on the device, without waiting for it."""
 
-    def __init__(self, accelerator: Accelerator, step: int) -> None:
-        """`step`: the steps that are behind the run already."""
+    def __init__(self, accelerator: Accelerator) -> None:
+        """It begins now."""
         self._accelerator = accelerator
-        self._reset(step)
+        self._reset()
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """`batches`, with the time spent waiting for each."""
@@ -203,40 +253,41 @@ class Interval:
                 return
             yield batch
 
-    def add(self, logits: Tensor, masks: Tensor, valid: Tensor, loss: Tensor, batch: Batch) -> None:
-        """One micro batch: logits and masks (B, 1, H, W), valid (B,), and its part of the step's loss."""
+    def add(self, logits: Tensor, masks: Tensor, valid: Tensor) -> None:
+        """One micro batch of this rank: logits and masks (B, 1, H, W), valid (B,)."""
         counts = count(logits.detach() > 0, masks > 0) * valid[:, None]
         self._counts += counts.sum(0)
-        self._loss += loss
-        self._images += batch.step_samples if batch.last else 0
 
-    def report(self, step: int) -> dict[str, float]:
-        """The measures over all ranks since the last report: one all-reduce of the counts and one of the loss.
+    def add_step(self, loss: Tensor, bad: Tensor, samples: int) -> None:
+        """One step of all ranks: its loss and whether its update was left out, scalars on the device."""
+        self._loss += torch.where(bad, 0, loss)
+        self._skipped += bad
+        self._steps += 1
+        self._images += samples
 
-        Raises TrainingError on every rank when the loss is not finite.
+    def report(self) -> dict[str, Any]:
+        """The measures over all ranks since the last report; the counts are summed in one exchange.
+
+        The loss is the mean over the steps that counted: NaN where there is none.
         """
-        loss = float(torch.as_tensor(self._accelerator.reduce(self._loss, "sum"))) / max(1, step - self._step)
-        if not torch.isfinite(torch.tensor(loss)):
-            raise TrainingError(
-                f"the loss is {loss} between steps {self._step + 1} and {step}; lower --optim.lr, or train with "
-                "--mixed_precision bf16 or no; the last checkpoint stands"
-            )
-        seconds = time.perf_counter() - self._since
+        seconds, skipped = time.perf_counter() - self._since, int(self._skipped)
+        taken = self._steps - skipped
         measured = {
-            "loss": loss,
+            "loss": float(self._loss) / taken if taken else float("nan"),
             "pooled_dice": pooled_dice(self._counts, self._accelerator),
             "images_per_s": self._images / seconds,
             "data_wait": self._waited / seconds,
+            "skipped": skipped,
         }
-        self._reset(step)
+        self._reset()
         return measured
 
-    def _reset(self, step: int) -> None:
+    def _reset(self) -> None:
         device = self._accelerator.device
-        self._step = step
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-        self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._steps, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
 
 
 def check_set(split: Split, world_size: int) -> None:
@@ -245,28 +296,9 @@ def check_set(split: Split, world_size: int) -> None:
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
     if split.size is not None and split.size % STRIDE:
         raise UsageError(
-            f"{split.root}: images of {split.size} pixels, but the network needs multiples of {STRIDE}; "
+            f"{split.place}: images of {split.size} pixels, but the network needs multiples of {STRIDE}; "
             f"build with --size {max(STRIDE, split.size // STRIDE * STRIDE)}"
         )
-
-
-def _restore(
-    config: TrainConfig, run: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> checkpoint.Checkpoint | None:
-    damaged: list[str] = []
-    found = checkpoint.newest(run, damaged.append)
-    for line in damaged:
-        print(f"warning: {line}")
-    if found is None:
-        return None
-    if config.resume == "never":
-        raise UsageError(f"{run}: has checkpoints already; choose another --run, or --resume auto to go on")
-    try:
-        model.load_state_dict(found.weights)
-        optimizer.load_state_dict(found.optimizer)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{found.path}: of another network; train in a new run folder") from error
-    return found
 
 
 def _record(config: TrainConfig, shards: ShardSet, accelerator: Accelerator) -> dict[str, Any]:

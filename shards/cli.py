@@ -16,6 +16,7 @@ app = App(
     name="isic-shards",
     help="Pack images and masks into WebDataset tar shards, and look after them.",
     version_flags=[],
+    suppress_keyboard_interrupt=False,  # Ctrl-C says its line, too
 )
 
 
@@ -24,7 +25,7 @@ def build(
     *,
     images: str,
     masks: str,
-    out: Path,
+    out: str,
     size: int | Literal["original"] = 512,
     fit: FitKind = "stretch",
     split: str = "train=0.8,val=0.1,test=0.1",
@@ -33,6 +34,7 @@ def build(
     seed: int = 0,
     samples_per_shard: int = 256,
     workers: int | None = None,
+    scheduler: str | None = None,
     on_bad_input: OnBadInput = "fail",
     mask_suffix: str = BuildOptions.mask_suffix,
     original_masks: OriginalMasks = "eval",
@@ -48,7 +50,7 @@ def build(
     masks
         Folder, .zip or fsspec URL with the masks; it may be the same.
     out
-        Folder for the shard set.
+        Folder or fsspec URL for the shard set.
     size
         Side of the square images in pixels, or original to copy the images as they are.
     fit
@@ -65,6 +67,8 @@ def build(
         At most that many samples in one shard.
     workers
         Processes that pack; every core by default.
+    scheduler
+        Address of a running Dask cluster that packs instead, as tcp://host:8786; its machines see the same paths.
     on_bad_input
         fail: check all inputs, list the bad ones and build nothing; skip: leave them out and list them.
     mask_suffix
@@ -90,7 +94,7 @@ def build(
     )
     try:
         with console.progress("packing", "pairs") as report:
-            result = run(images, masks, out, options, workers=workers, report=report)
+            result = run(images, masks, out, options, workers=workers, scheduler=scheduler, report=report)
     except BadInputError as error:
         console.print_rejected(error.rejected)
         raise
@@ -99,13 +103,13 @@ def build(
 
 
 @app.command
-def verify(directory: Path, /, *, deep: bool = False) -> int:
+def verify(directory: str, /, *, deep: bool = False) -> int:
     """Check every byte of a shard set against its index.
 
     Parameters
     ----------
     directory
-        The shard set.
+        The shard set: a folder or an fsspec URL.
     deep
         Decode every sample too.
     """
@@ -125,13 +129,13 @@ def verify(directory: Path, /, *, deep: bool = False) -> int:
 
 
 @app.command
-def info(directory: Path, /) -> int:
+def info(directory: str, /) -> int:
     """Show what is in a shard set.
 
     Parameters
     ----------
     directory
-        The shard set.
+        The shard set: a folder or an fsspec URL.
     """
     from shards import console
     from shards.reader import ShardSet
@@ -141,13 +145,13 @@ def info(directory: Path, /) -> int:
 
 
 @app.command
-def preview(directory: Path, /, *, out: Path, samples: int = 24) -> int:
+def preview(directory: str, /, *, out: Path, samples: int = 24) -> int:
     """Draw a contact sheet: images of every split with the outlines of their masks.
 
     Parameters
     ----------
     directory
-        The shard set.
+        The shard set: a folder or an fsspec URL.
     out
         The PNG file to write.
     samples

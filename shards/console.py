@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from shards import format
 from shards.build import BuildResult
@@ -22,6 +23,7 @@ from shards.split import in_order
 
 PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
 LISTED = 50  # rejected inputs that are shown
+LOG_WIDTH = 160  # characters in a line where the output is no terminal
 
 
 class _Rate:
@@ -72,9 +74,15 @@ def progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
         yield shown
 
 
+def _console(*, stderr: bool = False) -> Console:
+    """Names of files and digests are shown as they are: no markup, no colouring."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, markup=False, highlight=False, width=None if terminal else LOG_WIDTH)
+
+
 def print_rejected(rejected: list[Rejected]) -> None:
     """The bad inputs as a table on stderr."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     table = Table("path", "reason", "detail", title="Inputs that cannot be used")
     for row in rejected[:LISTED]:
         table.add_row(row.path, row.reason, row.detail)
@@ -82,7 +90,7 @@ def print_rejected(rejected: list[Rejected]) -> None:
     if len(rejected) > LISTED:
         console.print(f"... and {len(rejected) - LISTED} more")
     for reason, number in Counter(row.reason for row in rejected).most_common():
-        console.print(f"{number:8d}  {reason}: {REASONS[reason]}", highlight=False)
+        console.print(f"{number:8d}  {reason}: {REASONS[reason]}")
 
 
 def print_build(result: BuildResult) -> None:
@@ -90,26 +98,25 @@ def print_build(result: BuildResult) -> None:
     counts, splits = result.index["counts"], result.index["splits"]
     parts = ", ".join(f"{name} {splits[name]['samples']}" for name in in_order(splits))
     if result.already:
-        print(f"{result.root}: already complete ({parts}); nothing to do")
+        print(f"{result.place}: already complete ({parts}); nothing to do")
         return
     print(
-        f"{result.root}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
+        f"{result.place}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
         f"{counts['rejected']} rejected, {counts['ignored']} ignored"
     )
     if counts["rejected"]:
-        print(f"what was left out is listed in {result.root / format.REJECTED_NAME}")
+        print(f"what was left out is listed in {result.place}/{format.REJECTED_NAME}")
     for flag, number in counts["flags"].items():
         print(f"{number} samples are flagged {flag}")
     if counts["duplicates"]:
-        print(
-            f"duplicates by what is the same: {_duplicates(counts)}; listed in {result.root / format.DUPLICATES_NAME}"
-        )
+        what = _duplicates(counts)
+        print(f"duplicates by what is the same: {what}; listed in {result.place}/{format.DUPLICATES_NAME}")
 
 
 def print_info(shard_set: ShardSet) -> None:
     """What is in a set, as a table."""
-    index, console = shard_set.index, Console()
-    table = Table("split", title=str(shard_set.root))
+    index, console = shard_set.index, _console()
+    table = Table("split", title=shard_set.place)
     for name in ("shards", "samples", "MB", "original size", "lesion area"):
         table.add_column(name, justify="right")
     for name in in_order(index["splits"]):
@@ -125,23 +132,31 @@ def print_info(shard_set: ShardSet) -> None:
             _areas(rows, shard_set.size),
         )
     console.print(table)
-    console.print("Lesion area: 10th / 50th / 90th percentile of its share of the picture.", highlight=False)
-    counts = index["counts"]
+    console.print("Lesion area: 10th / 50th / 90th percentile of its share of the picture.")
+    counts, built = index["counts"], index.get("built", {})
     lines = {
         "images": f"{shard_set.size} × {shard_set.size} pixels" if shard_set.size else "at their original sizes",
-        "built with": ", ".join(f"{k} {v}" for k, v in index["built"].items() if k not in ("inputs", "size") and v),
+        "built with": ", ".join(f"{k} {_told(v)}" for k, v in built.items() if k not in ("inputs", "size") and v),
         "files": f"{counts['found']} found = {counts['packed']} packed + {counts['rejected']} rejected "
         f"+ {counts['ignored']} ignored",
-        "flags": ", ".join(f"{number} {flag}" for flag, number in counts["flags"].items()) or "none",
+        "rejected": ", ".join(f"{number} {reason}" for reason, number in counts.get("reasons", {}).items()) or "none",
+        "flags": ", ".join(f"{number} {flag}" for flag, number in counts.get("flags", {}).items()) or "none",
         "duplicates": _duplicates(counts) or "none",
         "digest": shard_set.digest,
     }
     for name, text in lines.items():
-        console.print(f"[bold]{name}[/bold]  {text}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((name, "bold"), f"  {text}"), soft_wrap=True)
+
+
+def _told(option: Any) -> Any:
+    """An option as it was given; of a table of groups its column."""
+    return option["column"] if isinstance(option, dict) else option
 
 
 def _duplicates(counts: dict[str, Any]) -> str:
     """The pairs of duplicates by what is the same; and a warning where a given split has torn some apart."""
+    if "duplicates" not in counts:
+        return "unknown: an older version has built this set"
     text = ", ".join(f"{number} {name}" for name, number in counts["duplicates"].items())
     torn = counts["duplicates_across_splits"]
     return f"{text} (WARNING: {torn} of them lie in two splits)" if torn else text

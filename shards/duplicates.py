@@ -11,13 +11,14 @@ two others are near by mistake (the nearest two of different lesions that share 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
-from shards.pair import BadPairError, load_image, thumbnail
+from shards.pair import BadPairError, load_image
 from shards.source import Pair, Source
 
 MAX_DISTANCE = 40
@@ -41,19 +42,14 @@ class Duplicate:
     """Bits of the hash that differ."""
 
 
-def hashes(pairs: Iterable[Pair], sources: list[Source], tick: Callable[[], None]) -> list[bytes | None]:
-    """The hash (32 bytes) of each pair's image; None for one that does not decode, which packing will reject."""
-    found: list[bytes | None] = []
-    for pair in pairs:
-        try:
-            found.append(perceptual_hash(thumbnail(pair.image, sources, SIDE)))
-        except BadPairError:
-            found.append(None)
-        tick()
-    return found
+def perceptual_hash(picture: Image.Image) -> bytes:
+    """The hash (32 bytes) of an RGB or grey picture, which may have been decoded at a reduced scale."""
+    # Reduced by a whole factor first: the same but for rounding, in half of the time.
+    small = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=8)
+    return hash_of(np.asarray(small.convert("L")))
 
 
-def perceptual_hash(grey: np.ndarray) -> bytes:
+def hash_of(grey: np.ndarray) -> bytes:
     """The hash of a grey picture (32, 32) uint8. Integers only, so it is the same on every machine."""
     spectrum = COSINES @ grey.astype(np.int64) @ COSINES.T  # (32, 32)
     return np.packbits(spectrum.ravel()[LOWEST] > 0).tobytes()
@@ -87,13 +83,13 @@ def near_pairs(table: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def kind_of(left: Pair, right: Pair, sources: list[Source]) -> Kind:
-    """How much of two near-duplicates is the same; both have been decoded before."""
+    """How much of two near-duplicates is the same; both have been packed."""
     first, second = (sources[pair.image.source].read(pair.image.name) for pair in (left, right))
     if first == second:
         return "bytes"
     try:
         pixels = [np.asarray(load_image(pair.image, sources, "original", None)[0]) for pair in (left, right)]
-    except BadPairError:  # packing will reject it
+    except BadPairError:  # it was packed by another decoder, from the scale that was wanted
         return "near"
     return "pixels" if np.array_equal(pixels[0], pixels[1]) else "near"
 

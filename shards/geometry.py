@@ -82,17 +82,35 @@ class Fit:
 
         The picture may be the original at a scale of some eighths, as a JPEG decoder can give it.
         """
+        return self.place(np.asarray(self.shown(picture)))
+
+    def mask(self, mask: np.ndarray | Image.Image) -> np.ndarray:
+        """The fitted mask (H, W) uint8 0/1: foreground where half of the area is.
+
+        `mask` is the original one: an array of 0 and 1, or a grey picture of 0 and 255.
+        """
+        if isinstance(mask, np.ndarray):
+            mask = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
+        area = self._resized(mask, Image.Resampling.BOX, self.source, self.target)
+        return self.place((np.asarray(area) > 127).view(np.uint8))
+
+    def shown(self, picture: Image.Image) -> Image.Image:
+        """The part of an original RGB picture that is shown, at the size at which it is; as `image` takes it."""
         # The last row and column of a scaled picture may stand for a part of a pixel: its size is rounded up.
         scale = round(8 * max(picture.size) / max(self.original)) / 8
         left, top, right, bottom = self.source
         source = self.source if scale == 1 else (left * scale, top * scale, right * scale, bottom * scale)
-        return self._place(np.asarray(self._resized(picture, Image.Resampling.BOX, source, self.target)))
+        # Not a box: that takes or leaves whole pixels, and what a scaled picture gave would be further from the full.
+        return self._resized(picture, Image.Resampling.BILINEAR, source, self.target)
 
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """The fitted mask (H, W) uint8 0/1 of an original mask of 0 and 1: foreground where half of the area is."""
-        picture = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
-        area = np.asarray(self._resized(picture, Image.Resampling.BOX, self.source, self.target))
-        return self._place((area > 127).astype(np.uint8))
+    def place(self, content: np.ndarray) -> np.ndarray:
+        """What is shown, (h, w) or (h, w, C) uint8, on the square (H, W); 0 beside it."""
+        left, top, right, bottom = self.target
+        if (bottom - top, right - left) == self.size:
+            return content
+        out = np.zeros(self.size + content.shape[2:], dtype=np.uint8)
+        out[top:bottom, left:right] = content
+        return out
 
     def restore(self, probs: np.ndarray) -> np.ndarray:
         """Bring probs (H, W) float32 back to the original's resolution, bilinear; 0 where nothing was shown."""
@@ -113,11 +131,3 @@ class Fit:
         if size[0] > source[2] - source[0] or size[1] > source[3] - source[1]:
             method = Image.Resampling.BILINEAR  # a box would only repeat pixels
         return picture.resize(size, method, box=source, reducing_gap=None)
-
-    def _place(self, content: np.ndarray) -> np.ndarray:
-        left, top, right, bottom = self.target
-        if (bottom - top, right - left) == self.size:
-            return content
-        out = np.zeros(self.size + content.shape[2:], dtype=np.uint8)
-        out[top:bottom, left:right] = content
-        return out

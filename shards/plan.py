@@ -17,6 +17,8 @@ from shards.split import in_order, parse_fractions, shuffled, split_of
 OriginalMasks = Literal["none", "eval", "all"]
 OnBadInput = Literal["fail", "skip"]
 TRAIN = "train"
+LARGEST_PART = 64  # pairs
+PARTS_LEFT = 24  # a part is at most that fraction of the pairs that are left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +101,38 @@ class PlannedShard:
         return format.shard_name(self.split, self.number)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pairs that one process encodes in one go."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    groups: tuple[str, ...]
+    """The group of each pair."""
+    original: bool
+    """Whether the samples carry the masks at their original resolution."""
+
+
 def splits_by_hash(
     keys: Iterable[str], groups: Mapping[str, str], tied: Mapping[str, str], options: BuildOptions
 ) -> dict[str, str]:
     """The split of each key, by the hash of its group, or of the group that `tied` names instead of it.
 
-    A key without a group is a group of its own. Raises SourceError when a split would be empty.
+    A key without a group is a group of its own.
     """
     fractions = parse_fractions(options.split)
     names = ((key, groups.get(key, key)) for key in keys)
-    splits = {key: split_of(tied.get(name, name), fractions, options.seed) for key, name in names}
-    empty = [name for name in fractions if name not in splits.values()]
+    return {key: split_of(tied.get(name, name), fractions, options.seed) for key, name in names}
+
+
+def check_filled(splits: Mapping[str, str], options: BuildOptions) -> None:
+    """Raise SourceError when one of the splits that are decided by hash gets nothing."""
+    empty = [name for name in parse_fractions(options.split) if name not in set(splits.values())]
     if empty:
         raise SourceError(
             f"split {empty[0]} gets none of the {len(splits)} pairs; "
             "give more images, other fractions (--split) or another --seed"
         )
-    return splits
 
 
 def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:
@@ -146,6 +163,27 @@ def plan_shards(
             chosen = tuple(by_key[key] for key in part)
             shards.append(PlannedShard(split, number, chosen, tuple(groups.get(key, key) for key in part)))
     return shards
+
+
+def cut(shards: Iterable[PlannedShard], options: BuildOptions, turn: int) -> list[Part]:
+    """The pairs of some shards in parts, in order; `turn` tells their names from those of other parts.
+
+    The parts get smaller, so that no process has long to wait for another at the end.
+    """
+    shards = list(shards)
+    rest = sum(len(shard.pairs) for shard in shards)
+    parts: list[Part] = []
+    for shard in shards:
+        start = 0
+        while start < len(shard.pairs):
+            size = min(max(rest // PARTS_LEFT, 1), LARGEST_PART)
+            pairs = shard.pairs[start : start + size]
+            groups = shard.groups[start : start + size]
+            # A digit first, so that it is no split's shard.
+            parts.append(Part(f"{turn}-{len(parts):06d}", pairs, groups, options.keeps_original(shard.split)))
+            start += len(pairs)
+            rest -= len(pairs)
+    return parts
 
 
 def digest_of_files(files: Iterable[File], *, with_times: bool) -> str:

@@ -18,7 +18,9 @@ from shards.errors import ToolkitError
 
 AHEAD = 8  # parts per process that are handed out before their turn; bounds what waits in memory
 
-Work = Callable[[Any, Any, Callable[[], None]], Any]
+Tick = Callable[[], None]
+"""Called after each item of a part."""
+Work = Callable[[Any, Any, Tick], Any]
 """Called with a part, what all parts share, and a function to call after each item of the part."""
 
 
@@ -37,20 +39,12 @@ def in_parallel(
     context = multiprocessing.get_context("fork")
     counter = context.Value("Q", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shared, counter))
-    rest = iter(parts)
-    waiting = deque(pool.submit(_in_worker, work, part) for part in itertools.islice(rest, AHEAD * workers))
 
-    def results() -> Iterator[Any]:
-        while waiting:
-            future: Future[Any] = waiting.popleft()
-            while wait([future], timeout=0.2).not_done:
-                report(counter.value)
-            report(counter.value)
-            waiting.extend(pool.submit(_in_worker, work, part) for part in itertools.islice(rest, 1))
-            yield future.result()
+    def submit(part: Any) -> Future[Any]:
+        return pool.submit(_in_worker, work, part)
 
     try:
-        yield results()
+        yield results_in_order(submit, parts, AHEAD * workers, lambda: report(counter.value))
     except BrokenProcessPool as error:
         raise ToolkitError(
             "a worker process was killed, perhaps for want of memory; run the same command again, "
@@ -58,6 +52,32 @@ def in_parallel(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def results_in_order(
+    submit: Callable[[Any], Future[Any]], parts: Iterable[Any], ahead: int, beat: Callable[[], None] = lambda: None
+) -> Iterator[Any]:
+    """The results of the parts, in order; `ahead` of them are handed out at a time, the first ones at once.
+
+    `beat` is called now and then meanwhile.
+    """
+    rest = iter(parts)
+    waiting = deque(submit(part) for part in itertools.islice(rest, ahead))
+
+    def results() -> Iterator[Any]:
+        try:
+            while waiting:
+                while wait([waiting[0]], timeout=0.2).not_done:
+                    beat()
+                beat()
+                future = waiting.popleft()
+                waiting.extend(submit(part) for part in itertools.islice(rest, 1))
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    return results()
 
 
 def _one_by_one(work: Work, parts: Iterable[Any], shared: Any, report: Callable[[int], None]) -> Iterator[Any]:

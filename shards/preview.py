@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.errors import UsageError
+from shards.errors import ShardSetError, UsageError
+from shards.format import REJECTED_NAME
 from shards.geometry import Fit
 from shards.reader import ShardSet, Split
 
@@ -20,7 +21,10 @@ OUTLINE = (0, 255, 120)
 
 
 def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
-    """The sheet of `samples` pictures, shared evenly between the splits and spread over each of them."""
+    """The sheet of `samples` pictures, shared evenly between the splits and spread over each of them.
+
+    Raises ShardSetError for a set without samples.
+    """
     if samples < 1:
         raise UsageError(f"--samples {samples}: give 1 or more")
     shard_set = ShardSet.open(root)
@@ -30,6 +34,8 @@ def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
         share = (samples - len(chosen)) // (len(splits) - place)
         numbers = np.linspace(0, len(split) - 1, min(share, len(split))).astype(int)
         chosen += [(split, int(number)) for number in numbers]
+    if not chosen:
+        raise ShardSetError(f"{root}: no sample is in it; see {REJECTED_NAME} there for what was left out")
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (GAP + columns * (TILE + GAP), GAP + rows * (TILE + CAPTION + GAP)), "white")

@@ -21,6 +21,7 @@ from shards.errors import SourceError
 MASK_SUFFIX = "_segmentation"
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif"})
+PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
 MAX_FILE_BYTES = 1 << 29  # of one image or mask, unpacked
 
 REASONS = {
@@ -167,6 +168,9 @@ class ZipSource:
     def read(self, name: str) -> bytes:
         return self._archive().read(name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ZipSource, (self.place,)  # on another machine it is opened anew
+
     def _archive(self) -> zipfile.ZipFile:
         # A forked process must not share its parent's file position.
         process = os.getpid()
@@ -190,7 +194,7 @@ class ZipSource:
     def _file(self) -> BinaryIO:
         if "://" not in self.place:
             return Path(self.place).open("rb")
-        filesystem, path = _filesystem(self.place)
+        filesystem, path = filesystem_of(self.place)
         return filesystem.open(path, "rb")
 
 
@@ -201,7 +205,7 @@ class UrlSource:
     place: str
 
     def files(self, source: int) -> list[File]:
-        filesystem, root = _filesystem(self.place)
+        filesystem, root = filesystem_of(self.place)
         found = filesystem.find(root, detail=True)
         files = [
             File(source, str(PurePosixPath(path).relative_to(root)), int(info["size"] or 0))
@@ -210,8 +214,28 @@ class UrlSource:
         return sorted(files, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
-        filesystem, root = _filesystem(self.place)
+        filesystem, root = filesystem_of(self.place)
         return filesystem.cat_file(f"{root}/{name}")
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A single picture; `place` is a path or an fsspec URL."""
+
+    place: str
+
+    def files(self, source: int) -> list[File]:
+        filesystem, path = filesystem_of(self.place)
+        size = int(filesystem.info(path)["size"] or 0)
+        changed = Path(self.place).stat().st_mtime_ns if "://" not in self.place else 0
+        return [File(source, PurePosixPath(path).name, size, changed=changed)]
+
+    def read(self, name: str) -> bytes:
+        filesystem, path = filesystem_of(self.place)
+        return filesystem.cat_file(path)
 
     def close(self) -> None:
         pass
@@ -219,14 +243,17 @@ class UrlSource:
 
 def open_source(place: str) -> Source:
     """The source at a path or URL. Raises SourceError when there is none."""
-    if place.lower().endswith(".zip") and ("://" in place or Path(place).is_file()):
+    is_file = "://" in place or Path(place).is_file()
+    if is_file and place.lower().endswith(".zip"):
         return ZipSource(place)
+    if is_file and PurePosixPath(place).suffix.lower() in IMAGE_TYPES:
+        return FileSource(place)
     if "://" in place:
         return UrlSource(place)
     if Path(place).is_dir():
         return FolderSource(place)
     if Path(place).exists():
-        raise SourceError(f"{place}: neither a folder nor a .zip archive; give one of the two or a URL")
+        raise SourceError(f"{place}: not a folder, a .zip archive, nor a .jpg, .png or .bmp picture; give one of these")
     raise SourceError(f"{place}: there is no such folder or archive; check the path")
 
 
@@ -262,17 +289,16 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
     rejected: list[Rejected] = []
     ignored: list[File] = []
     for file in files:
-        path = PurePosixPath(file.name)
-        if _is_ignored(path):
+        stem, kind = _stem_and_type(file.name)
+        if _is_ignored(file.name, stem, kind):
             ignored.append(file)
-        elif path.suffix.lower() in OTHER_IMAGE_TYPES:
-            detail = f"{path.suffix} is not read; convert it to PNG or JPEG"
-            rejected.append(Rejected(file.name, "unsupported", detail))
-        elif path.stem.lower().endswith(mask_suffix.lower()):
-            key = path.stem[: -len(mask_suffix)]
+        elif kind in OTHER_IMAGE_TYPES:
+            rejected.append(_unsupported(file))
+        elif stem.lower().endswith(mask_suffix.lower()):
+            key = stem[: -len(mask_suffix)]
             masks[key.lower()].append((key, file))
         else:
-            images[path.stem.lower()].append((path.stem, file))
+            images[stem.lower()].append((stem, file))
     for folded in sorted(images.keys() | masks.keys()):
         _pair_one(images.get(folded, []), masks.get(folded, []), mask_suffix, pairs, rejected)
     if not pairs:
@@ -284,15 +310,22 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
     return Pairing(pairs=pairs, rejected=rejected, ignored=ignored)
 
 
-def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> list[File]:
-    """The files that are images by their name: neither masks nor what lies beside them in the archives."""
-    found = []
+def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected]]:
+    """The files that are images by their name, and those of a type that is not read.
+
+    Masks are neither, nor is what lies beside images in the archives.
+    """
+    images: list[File] = []
+    rejected: list[Rejected] = []
     for file in files:
-        path = PurePosixPath(file.name)
-        is_mask = path.stem.lower().endswith(mask_suffix.lower())
-        if path.suffix.lower() in IMAGE_TYPES and not is_mask and not _is_ignored(path):
-            found.append(file)
-    return found
+        stem, kind = _stem_and_type(file.name)
+        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(mask_suffix.lower()):
+            continue
+        if kind in IMAGE_TYPES:
+            images.append(file)
+        else:
+            rejected.append(_unsupported(file))
+    return images, rejected
 
 
 def _pair_one(
@@ -320,12 +353,21 @@ def _pair_one(
         pairs.append(Pair(key, images[0][1], masks[0][1]))
 
 
-def _is_ignored(path: PurePosixPath) -> bool:
-    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+def _stem_and_type(name: str) -> tuple[str, str]:
+    """(ISIC_1, .jpg) of a/b/ISIC_1.JPG, without pathlib, which takes half a minute for a million pairs."""
+    stem, kind = os.path.splitext(name.rpartition("/")[2])  # noqa: PTH122
+    return stem, kind.lower()
+
+
+def _is_ignored(name: str, stem: str, kind: str) -> bool:
+    if any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/")):
         return True
-    if path.stem.lower().endswith("_superpixels"):
-        return True
-    return path.suffix.lower() not in IMAGE_TYPES | OTHER_IMAGE_TYPES
+    return stem.lower().endswith("_superpixels") or kind not in PICTURE_TYPES
+
+
+def _unsupported(file: File) -> Rejected:
+    detail = f"{PurePosixPath(file.name).suffix} is not read; convert it to PNG or JPEG"
+    return Rejected(file.name, "unsupported", detail)
 
 
 def _outermost(places: list[str]) -> list[str]:
@@ -339,7 +381,8 @@ def _outermost(places: list[str]) -> list[str]:
     return list(kept.values())
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises ImportError or ValueError where there is none."""
     from fsspec.core import url_to_fs
 
     filesystem, path = url_to_fs(url)

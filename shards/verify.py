@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import zlib
@@ -33,7 +32,9 @@ class Verified:
 def verify(
     root: str | Path, *, deep: bool = False, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Verified:
-    """Check a set. `report` is called with the shards done and all shards.
+    """Check a set; of a remote one the copies on this node, fetched where there are none.
+
+    `report` is called with the shards done and all shards.
 
     Hashing and decoding release the interpreter's lock, so threads use every core. Raises ShardSetError when
     there is no set, CorruptShardError when its index or a sample table is damaged.
@@ -64,6 +65,11 @@ def _verify_shard(split: Split, number: int, entry: dict, *, deep: bool) -> list
     samples = [int(i) for i in (split.table["shard"] == number).nonzero()[0]]
     if len(samples) != entry["samples"]:
         return [f"{entry['name']}: the index says {entry['samples']} samples, the table {len(samples)}"]
+    if split.copies:
+        try:
+            split.file(number).close()  # so that there is a copy
+        except CorruptShardError as error:
+            return [str(error)]
     if not path.is_file():
         return [f"{entry['name']}: the shard is missing"]
     size = path.stat().st_size
@@ -72,7 +78,11 @@ def _verify_shard(split: Split, number: int, entry: dict, *, deep: bool) -> list
         faults.append(f"{entry['name']}: {size} bytes, not the {entry['bytes']} of the index")
     if not size:
         return faults
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
         whole = _sha256(data) == entry["sha256"]
         members = [fault for sample in samples for fault in _verify_members(split, sample, entry["name"], data)]
     faults += members
@@ -83,14 +93,14 @@ def _verify_shard(split: Split, number: int, entry: dict, *, deep: bool) -> list
     return faults
 
 
-def _sha256(data: mmap.mmap) -> str:
+def _sha256(data: memoryview) -> str:
     digest = hashlib.sha256()
     for start in range(0, len(data), CHUNK):
         digest.update(data[start : start + CHUNK])
     return digest.hexdigest()
 
 
-def _verify_members(split: Split, sample: int, shard: str, data: mmap.mmap) -> list[str]:
+def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> list[str]:
     """Check the header's name and the CRC-32 of each member of a sample."""
     row, key = split.table[sample], split.key(sample)
     spans = format.member_spans(int(row["offset"]), row["size"].tolist())
@@ -101,7 +111,7 @@ def _verify_members(split: Split, sample: int, shard: str, data: mmap.mmap) -> l
             continue
         if start + size > len(data):
             faults.append(f"{shard}: {name} is cut off")
-        elif data[start - format.BLOCK : start].split(b"\0", 1)[0] != name.encode():
+        elif bytes(data[start - format.BLOCK : start]).split(b"\0", 1)[0] != name.encode():
             faults.append(f"{shard}: {name} is not where the index says")
         elif zlib.crc32(data[start : start + size]) != row["crc"][member]:
             faults.append(f"{shard}: {name} is corrupt")
@@ -114,14 +124,17 @@ def _decode(split: Split, sample: int, shard: str) -> list[str]:
     try:
         image, mask, original = split.image(sample), split.mask(sample), split.original_mask(sample)
         meta = split.meta(sample)
-    except (CorruptShardError, json.JSONDecodeError) as error:
-        return [str(error) if isinstance(error, CorruptShardError) else f"{shard}: {key}.json: {error}"]
+        described = (meta["key"], meta["height"], meta["width"])
+    except CorruptShardError as error:
+        return [str(error)]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{shard}: {key}.json is not a sample's JSON ({error!r})"]
     size = (int(row["height"]), int(row["width"]))
     checks = {
         "the image and the mask differ in size": image.shape[:2] == mask.shape,
         "its size is not the set's": split.size is None or mask.shape == (split.size, split.size),
         "its foreground is not the table's": int(mask.sum()) == row["foreground"],
-        "its JSON is another sample's": (meta["key"], meta["height"], meta["width"]) == (key, *size),
+        "its JSON is another sample's": described == (key, *size),
         "its original mask has another size": original is None or original.shape == size,
     }
     return [f"{shard}: {key}: {what}" for what, right in checks.items() if not right]

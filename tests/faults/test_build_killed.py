@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,9 +18,9 @@ from PIL import Image
 
 from shards.build import build
 from shards.errors import ShardSetError, UsageError
-from shards.pack import WORK
 from shards.plan import BuildOptions
 from shards.reader import ShardSet
+from shards.target import WORK
 
 OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 
@@ -27,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("source")
     for number in range(40):
         # Noise of this size keeps a build busy long enough for a signal to find it at work.
-        noise = np.random.default_rng(number).integers(0, 255, (600, 750, 3), dtype=np.uint8)
+        noise = np.random.default_rng(number).integers(0, 255, (400, 520, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"I{number}.jpg")
         Image.fromarray(noise[..., 0] // 128 * 255).save(folder / f"I{number}_segmentation.png")
     return str(folder)
@@ -44,10 +47,13 @@ def whole(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     return content(out)
 
 
+def command(source: str, out: Path) -> list[str]:
+    words = ["--images", source, "--masks", source, "--out", str(out), "--workers", "2", "--size", "64"]
+    return [sys.executable, "-m", "shards", "build", *words, "--samples-per-shard", "4", "--split", OPTIONS.split]
+
+
 def start(source: str, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "shards", "build", "--images", source, "--masks", source, "--out", str(out)]
-    command += ["--size", "64", "--samples-per-shard", "4", "--split", OPTIONS.split, "--workers", "2"]
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c)
+    return subprocess.Popen(command(source, out), start_new_session=True, preexec_fn=heed_ctrl_c)
 
 
 def heed_ctrl_c() -> None:
@@ -55,8 +61,14 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_for(out: Path, shards: int, process: subprocess.Popen) -> None:
-    while len(list(out.glob("*/*.tar"))) < shards and process.poll() is None:
+def no_room() -> None:
+    """A file cannot grow beyond 20 kB: the system refuses a write in the middle, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def wait_for(out: Path, parts: int, process: subprocess.Popen) -> None:
+    """Until that many parts are encoded."""
+    while len(list((out / WORK).glob("0-*.json"))) < parts and process.poll() is None:
         time.sleep(0.002)
 
 
@@ -68,13 +80,13 @@ def gone(group: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("shards", [0, 1, 5])
-def test_killed_and_run_again_gives_the_same_bytes(source: str, whole: dict[str, bytes], tmp_path: Path, shards: int):
+@pytest.mark.parametrize("parts", [0, 1, 12])
+def test_killed_and_run_again_gives_the_same_bytes(source: str, whole: dict[str, bytes], tmp_path: Path, parts: int):
     out = tmp_path / "set"
     process = start(source, out)
     while not (out / WORK / "plan.json").exists():
         time.sleep(0.002)
-    wait_for(out, shards, process)
+    wait_for(out, parts, process)
     process.kill()  # the parent only: its workers must end by themselves
     process.wait()
     deadline = time.monotonic() + 10
@@ -83,12 +95,13 @@ def test_killed_and_run_again_gives_the_same_bytes(source: str, whole: dict[str,
     assert gone(process.pid)
     with pytest.raises(ShardSetError, match="no complete shard set"):
         ShardSet.open(out)
-    kept = {path: path.stat().st_mtime_ns for path in (out / WORK).glob("*-*.json")}
-    shards_kept = {p.stem.replace("-", "/") + ".tar" for p in kept}
-    times = {name: (out / name).stat().st_mtime_ns for name in shards_kept}
-    build(source, source, out, OPTIONS, workers=2)
+    records = [json.loads(path.read_bytes()) for path in (out / WORK).glob("0-*.json")]
+    kept = sum(len(record["samples"]) for record in records)
+    assert len(records) >= parts
+    reports: list[tuple[int, int, str]] = []
+    build(source, source, out, OPTIONS, workers=1, report=lambda *report: reports.append(report))
+    assert reports[0] == (kept + 1, 40, "packing")  # what was encoded is not encoded again
     assert content(out) == whole
-    assert all((out / name).stat().st_mtime_ns == when for name, when in times.items())
 
 
 def test_ctrl_c_is_one_line_and_a_rerun_completes(source: str, whole: dict[str, bytes], tmp_path: Path):
@@ -111,13 +124,44 @@ def test_a_begun_build_with_other_options_is_refused(source: str, tmp_path: Path
         build(source, source, out, BuildOptions(size=64, samples_per_shard=4, split=OPTIONS.split, seed=3))
 
 
-def test_a_killed_worker_is_one_line_and_a_rerun_completes(source: str, whole: dict[str, bytes], tmp_path: Path):
+@pytest.mark.parametrize("when", ["encode", "write"])
+def test_a_killed_worker_is_one_line_and_a_rerun_completes(
+    source: str, whole: dict[str, bytes], tmp_path: Path, when: str
+):
     out = tmp_path / "set"
-    command = [sys.executable, "-c", KILLED_WORKER, source, str(out)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    words = [sys.executable, "-c", KILLED_WORKER, source, str(out), when]
+    process = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert process.returncode == 1
     assert process.stderr.startswith("error: a worker process was killed")
     assert process.stderr.count("\n") == 1
+    recorded = {path.stem.replace("-", "/") + ".tar" for path in (out / WORK).glob("[tv]*-*.json")}
+    times = {name: (out / name).stat().st_mtime_ns for name in recorded}
+    assert len(times) >= (when == "write")
+    build(source, source, out, OPTIONS, workers=2)
+    assert content(out) == whole
+    assert {name: (out / name).stat().st_mtime_ns for name in times} == times  # these were not written again
+
+
+def test_two_builds_in_one_folder_do_not_meet(source: str, whole: dict[str, bytes], tmp_path: Path):
+    out = tmp_path / "set"
+    process = start(source, out)
+    wait_for(out, 1, process)
+    with pytest.raises(UsageError, match="another build is at work there"):
+        build(source, source, out, OPTIONS, workers=1)
+    assert process.wait(60) == 0
+    assert content(out) == whole
+
+
+def test_a_disk_that_is_full_is_one_line_with_the_file_and_a_rerun_completes(
+    source: str, whole: dict[str, bytes], tmp_path: Path
+):
+    out = tmp_path / "set"
+    process = subprocess.run(
+        command(source, out), capture_output=True, text=True, timeout=60, check=False, preexec_fn=no_room
+    )
+    assert process.returncode == 1
+    assert re.fullmatch(rf"error: {out}/\S+\.tar: File too large\n", process.stderr)
+    assert not list(out.rglob("*.part"))
     build(source, source, out, OPTIONS, workers=2)
     assert content(out) == whole
 
@@ -127,15 +171,16 @@ import os, signal, sys
 import shards.build
 from shards import cli
 
-pack = shards.build._pack
+name = "_" + sys.argv[3]
+work = getattr(shards.build, name)
 
-def pack_and_die(shard, run, tick):
-    if shard.name == "train/000003.tar":
+def work_and_die(item, run, tick):
+    if name == "_encode" and item.name == "0-000003" or name == "_write" and item[0].number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return pack(shard, run, tick)
+    return work(item, run, tick)
 
-pack_and_die.__qualname__, pack_and_die.__module__ = "_pack", "shards.build"
-shards.build._pack = pack_and_die
+work_and_die.__qualname__, work_and_die.__module__ = name, "shards.build"
+setattr(shards.build, name, work_and_die)
 words = ["--images", sys.argv[1], "--masks", sys.argv[1], "--out", sys.argv[2], "--workers", "2"]
 cli.main(["build", *words, "--size", "64", "--samples-per-shard", "4", "--split", "train=0.7,val=0.3"])
 """

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ WORDS = ("--epochs", "400", "--batch.global-size", "6", "--model.base-channels",
 def started(command: list[str], run: Path) -> subprocess.Popen[str]:
     """The command, when it has trained a few steps."""
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
     metrics = run / "metrics.jsonl"
     give_up = time.monotonic() + 90
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 4):
@@ -46,6 +48,34 @@ def test_one_process_saves_and_exits_85(shard_set, tmp_path, number):
     assert said
     assert last_checkpoint(run) == int(said[1])
     assert (run / "REQUEUE").exists()
+
+
+def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_goes_first(shard_set, tmp_path):
+    run = tmp_path / "run"
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
+    process = started([sys.executable, *launch, *train], run)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)  # until the last process has closed the pipe
+    said = re.search(r"error: stopped by a signal after step (\d+)", errors)
+    assert said, errors
+    assert last_checkpoint(run) == int(said[1])
+    assert (run / "REQUEUE").exists()
+
+
+def test_a_second_signal_means_now(shard_set, tmp_path):
+    """Also in the middle of a step that takes for ever."""
+    run = tmp_path / "run"
+    worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), "hang", "5", "5"]
+    process = started([*worker, "train", "--data", str(shard_set), "--run", str(run), *WORDS], run)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, tmp_path, python):

@@ -19,10 +19,10 @@ def scored(n: int, accelerator: Accelerator) -> dict[str, object]:
     reduction, thresholds = DiceReduction(expected=n), ThresholdReduction(accelerator.device)
     for image in range(accelerator.process_index, n, accelerator.num_processes):
         generator = torch.Generator().manual_seed(image)
-        logits = torch.randn(1, 1, 17, 13, generator=generator)
+        probs = torch.rand(1, 1, 17, 13, generator=generator)
         masks = torch.rand(1, 1, 17, 13, generator=generator) > 0.7
         for counter in (reduction, thresholds):
-            counter.update(logits, masks, torch.tensor([image]), torch.tensor([True]))
+            counter.update(probs, masks, torch.tensor([image]), torch.tensor([True]))
     summary, curve = reduction.reduce(accelerator), thresholds.reduce(accelerator)
     assert curve.dice[128] == summary.pooled_dice  # the threshold 0.5
     everywhere = accelerator.gather(torch.tensor([summary.mean_dice], dtype=torch.float64))

@@ -91,16 +91,22 @@ def test_the_mask_moves_with_the_image():
     assert unmoved.median() < 0.8
 
 
-def test_a_neutral_config_only_mirrors(noise):
-    images, masks = (part[:1].expand(32, -1, -1, -1) for part in noise)
-    out, moved = augment(images, masks, keys(32), NEUTRAL)
-    mirrored = 0
+def test_a_neutral_config_only_mirrors_and_turns(noise):
+    """Each of the 8 symmetries of the square, pixel by pixel."""
+    images, masks = (part[:1].expand(64, -1, -1, -1) for part in noise)
+    out, moved = augment(images, masks, keys(64), NEUTRAL)
+    ways = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
+
+    def symmetry(part: Tensor, way: tuple[int, bool]) -> Tensor:
+        return torch.rot90(part.flip(-1) if way[1] else part, way[0], dims=(-2, -1))
+
+    seen = []
     for image, mask in zip(out, moved, strict=True):
-        flip = (image - images[0]).abs().max() > 1e-3
-        mirrored += int(flip)
-        torch.testing.assert_close(image, images[0].flip(-1) if flip else images[0], rtol=0, atol=1e-4)
-        assert torch.equal(mask, masks[0].flip(-1) if flip else masks[0])
-    assert 4 < mirrored < 28
+        way = min(ways, key=lambda way: float((image - symmetry(images[0], way)).abs().max()))
+        torch.testing.assert_close(image, symmetry(images[0], way), rtol=0, atol=1e-4)
+        assert torch.equal(mask, symmetry(masks[0], way))
+        seen.append(way)
+    assert {seen.count(way) > 2 for way in ways} == {True}
 
 
 def test_scale_is_a_zoom_factor_within_its_bounds():
@@ -112,33 +118,58 @@ def test_scale_is_a_zoom_factor_within_its_bounds():
     assert 1.2 < zoom.max() < 1.26
 
 
-def test_rotation_stays_within_its_angle():
-    shape = disc(64)
+def test_rotation_stays_within_its_angle_of_a_quarter_turn():
+    shape = disc(128)
     config = AugmentConfig(**{**vars(NEUTRAL), "rotation": 20.0})
-    _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(64), config)
+    _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(128), config)
     centre = (SIDE - 1) / 2
     place = torch.arange(SIDE) - centre
     weight = moved[:, 0].float()
     x, y = ((weight * grid).sum((1, 2)) / weight.sum((1, 2)) for grid in (place, place[:, None]))
-    start = np.arctan2(40 - centre, 56 - centre)
-    angle = torch.atan2(y, x.abs()).numpy() - start  # a mirrored disc lies on the left
-    assert 15 < np.rad2deg(angle).max() < 20.5
-    assert -20.5 < np.rad2deg(angle).min() < -15
+    angle = np.rad2deg(torch.atan2(y, x).numpy())
+    start = np.rad2deg(np.arctan2(40 - centre, 56 - centre))
+    starts = np.array([way + 90 * turns for turns in range(4) for way in (start, 180 - start)])
+    apart = (angle[:, None] - starts + 180) % 360 - 180  # (128, 8): from each symmetry, in degrees
+    nearest = np.take_along_axis(apart, np.abs(apart).argmin(1)[:, None], axis=1)
+    assert np.abs(nearest).max() < 20.5
+    assert nearest.min() < -10 < 10 < nearest.max()
 
 
 def test_colours_change_as_the_config_says():
-    """On columns of one colour, so that mirroring changes nothing."""
-    ramp = torch.linspace(0.3, 0.6, SIDE)[None, None, :, None].expand(4, 3, SIDE, SIDE)
+    """On rings of one colour, which mirroring and turning leave alone."""
+    place = torch.linspace(-1, 1, SIDE)
+    ramp = (0.3 + 0.2 * (place[:, None] ** 2 + place**2)).expand(4, 3, SIDE, SIDE)
+    mean = ramp[0].mean()
     masks = torch.zeros((4, 1, SIDE, SIDE), dtype=torch.uint8)
 
     def coloured(**change: object) -> Tensor:
         return augment(ramp, masks, keys(4), AugmentConfig(**{**vars(NEUTRAL), **change}))[0]
 
     torch.testing.assert_close(coloured(gamma=(1.5, 1.5)), ramp**1.5, rtol=0, atol=1e-4)
-    torch.testing.assert_close(coloured(contrast=(1.4, 1.4)), (ramp - 0.45) * 1.4 + 0.45, rtol=0, atol=1e-4)
+    torch.testing.assert_close(coloured(contrast=(1.4, 1.4)), (ramp - mean) * 1.4 + mean, rtol=0, atol=1e-4)
     shift = (coloured(brightness=0.1) - ramp).mean(dim=(1, 2, 3))
     assert len(set(shift.tolist())) == 4
     assert 0 < shift.abs().max() <= 0.1001
+
+
+def test_hue_and_saturation_are_those_of_each_pixel_and_leave_grey_alone(noise):
+    """Against the colour wheel by hand: the plane across the grey axis, turned and stretched."""
+    masks = torch.zeros((8, 1, SIDE, SIDE), dtype=torch.uint8)
+    flat = 0.4 + 0.2 * noise[0][:, :, :1, :1].expand(-1, -1, SIDE, SIDE)  # one colour per image: nothing moves
+
+    def coloured(images: Tensor, **change: object) -> Tensor:
+        return augment(images, masks, keys(8), AugmentConfig(**{**vars(NEUTRAL), **change}))[0]
+
+    grey = flat[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(coloured(grey, hue=90.0, saturation=(0.5, 2.0)), grey)
+    mean = flat.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(coloured(flat, saturation=(1.5, 1.5)), mean + 1.5 * (flat - mean))
+    before, after = (part[:, :, 0, 0] for part in (flat - mean, coloured(flat, hue=30.0) - mean))  # (8, 3)
+    torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
+    torch.testing.assert_close(after.sum(dim=1), torch.zeros(8), rtol=0, atol=1e-5)
+    turn = torch.rad2deg(torch.acos(torch.cosine_similarity(before, after)))
+    assert 15 < turn.max() < 30.1
+    assert len(set(turn.round(decimals=2).tolist())) == 8
 
 
 def test_normalise_by_hand():

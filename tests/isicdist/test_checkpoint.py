@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from isicdist import checkpoint
-from isicdist.checkpoint import CARD, MANIFEST, MODEL, OPTIMIZER, STATE
+from isicdist.checkpoint import CARD, EMA, MANIFEST, MODEL, OPTIMIZER, STATE
 from isicdist.model import ImprovedUNet
 from shards.errors import CheckpointError
 
@@ -41,7 +42,10 @@ def trained(seed: int = 0) -> tuple[ImprovedUNet, torch.optim.Adam]:
 
 def save(run: Path, *steps: int, keep: int = 9) -> None:
     for step in steps:
-        checkpoint.save(run, step, *trained(step), {"best": 0.5, "stream": {"epoch": step}}, keep=keep)
+        model, optimizer = trained(step)
+        checkpoint.save(
+            run, step, model, trained(step + 1)[0], optimizer, {"best": 0.5, "stream": {"epoch": step}}, keep=keep
+        )
 
 
 def newest(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
@@ -68,6 +72,9 @@ def test_what_was_saved_is_what_is_loaded(tmp_path):
         assert torch.equal(one, two)
         for name, value in optimizer.state[one].items():
             assert torch.equal(value, other_optimizer.state[two][name])
+    other.load_state_dict(found.ema)
+    for one, two in zip(trained(13)[0].parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_a_run_without_a_checkpoint_has_none(tmp_path):
@@ -79,7 +86,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert names(tmp_path) == ["step-00000009", "step-00000010"]
 
 
-@pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, MANIFEST])
+@pytest.mark.parametrize("name", [MODEL, EMA, OPTIMIZER, STATE, MANIFEST])
 def test_a_damaged_file_is_named_and_passed_over(tmp_path, name):
     save(tmp_path, 1, 2)
     flip(tmp_path / "checkpoints" / "step-00000002" / name)
@@ -91,7 +98,7 @@ def test_a_damaged_file_is_named_and_passed_over(tmp_path, name):
     assert name in warnings[0] or name == MANIFEST
 
 
-@pytest.mark.parametrize("name", [MODEL, OPTIMIZER, STATE, MANIFEST])
+@pytest.mark.parametrize("name", [MODEL, EMA, OPTIMIZER, STATE, MANIFEST])
 def test_a_missing_file_is_named(tmp_path, name):
     save(tmp_path, 1)
     (tmp_path / "checkpoints" / "step-00000001" / name).unlink()
@@ -117,26 +124,38 @@ def test_a_kill_inside_a_save_changes_nothing(tmp_path):
     assert found is not None
     assert found.path.name == "step-00000002"
     assert not warnings
-    save(tmp_path, 3)
+    save(tmp_path, 4)
     found, _ = newest(tmp_path)
     assert found is not None
-    assert found.path.name == "step-00000003"
-    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    assert found.path.name == "step-00000004"
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000004"]  # and no half of the third
 
 
-def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", [0.5, 1.5])  # of the weights: a full disk in the first file, or in a later one
+def test_a_save_on_a_full_disk_is_one_line_and_leaves_the_one_before(tmp_path, share):
+    """Python ignores the signal of the limit, so that a write beyond it fails as on a full disk."""
     save(tmp_path, 1)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        save(tmp_path, 2, keep=1)
+    weights = (tmp_path / "checkpoints" / "step-00000001" / MODEL).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * weights), before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="step-00000002: not written") as caught:
+            save(tmp_path, 2, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["step-00000001"]
     found, warnings = newest(tmp_path)
     assert found is not None
-    assert found.path.name == "step-00000001"
     assert not warnings
+
+
+def test_when_all_are_damaged_nothing_begins_anew(tmp_path):
+    save(tmp_path, 1, 2)
+    for name in names(tmp_path):
+        flip(tmp_path / "checkpoints" / name / MODEL)
+    with pytest.raises(CheckpointError, match=r"step-00000001.*it is the last one: begin again with another --run"):
+        newest(tmp_path)
 
 
 class Bomb:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,36 @@ def test_debug_shows_the_traceback_of_a_failure(tmp_path, capsys):
         assert "Traceback (most recent call last)" in shown
         assert "CheckpointError" in shown
         assert shown.endswith(plain)
+
+
+def test_ctrl_c_is_one_line_and_exit_130(monkeypatch, capsys):
+    def interrupted(run: object, console: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("isicdist.report.report", interrupted)
+    assert run("report", "somewhere") == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        (("--checkpoint", "a"), ["a"]),
+        (("--ensemble", "a", "b", "--tta", "d4"), ["a", "b"]),
+        (("--ensemble", "a", "--ensemble", "b"), ["a", "b"]),
+    ],
+)
+def test_predict_takes_one_model_or_several(words, models, monkeypatch):
+    seen: list[list[Path]] = []
+    monkeypatch.setattr("isicdist.predict.predict", lambda models, images, out, **rest: seen.append(models))
+    assert run("predict", *words, "--images", "i", "--out", "o") == 0
+    assert seen == [[Path(model) for model in models]]
+
+
+def test_predict_needs_a_model_and_not_two_ways_of_naming_it(capsys):
+    for words in ((), ("--checkpoint", "a", "--ensemble", "b", "c")):
+        assert run("predict", "--images", "i", "--out", "o", *words) == 2
+        assert "give --checkpoint RUN, or --ensemble RUN1 RUN2 ... in its place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

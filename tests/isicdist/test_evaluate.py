@@ -1,35 +1,45 @@
-"""What an evaluation writes and prints: every score named, at both resolutions, on one process or more."""
+"""What an evaluation writes and prints: every score named, at both resolutions and thresholds."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
+from matplotlib.colors import to_hex
 from rich.console import Console
 
-from isicdist import checkpoint
+from isicdist import checkpoint, pictures
 from isicdist.config import ModelConfig, TrainConfig
-from isicdist.dice import DiceSummary
-from isicdist.evaluate import evaluate
+from isicdist.dice import DiceSummary, per_image_scores
+from isicdist.evaluate import evaluate, validate
 from isicdist.interval import NAMES
-from isicdist.results import show
+from isicdist.results import RESOLUTIONS, show
+from isicdist.segmenter import load_model
 from isicdist.train import build_model, model_card
-from shards.errors import UsageError
+from shards import format
+from shards.errors import CheckpointError, ShardSetError, UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
+OWN = 110 / 256
+"""The model's threshold."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shard_set: Path) -> Path:
     """A run whose best model is as it was initialised, scored on val (with original masks) and train (without)."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint.save_best(path, build_model(CONFIG), model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5))
+    checkpoint.save_best(path, build_model(CONFIG), model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5, OWN))
     evaluate(path, str(shard_set), "val")
     evaluate(path, str(shard_set), "train")
     return path
@@ -44,32 +54,65 @@ def table_of(run: Path, name: str, split: str = "val") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_both_resolutions_are_named_with_n_and_intervals(run):
+def scores_of(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: block[name] for name in ("n", *NAMES)}
+
+
+def test_both_thresholds_and_resolutions_are_named_with_n_and_intervals(run):
     record = summary_of(run)
-    network, original = record["network_resolution"], record["original_resolution"]
-    for block in (network, original):
+    own = record["own_threshold"]
+    assert (record["threshold"], own["threshold"]) == (0.5, OWN)
+    blocks = [scored[name] for scored in (record, own) for name in RESOLUTIONS]
+    for block in blocks:
         assert block["n"] == record["n"]
         for name in NAMES:
             low, high = block["interval_95"][name]
             assert 0 <= low <= block[name] <= high <= 1
-    assert {name: network[name] for name in ("n", *NAMES)} == {name: record[name] for name in ("n", *NAMES)}
-    assert original["mean_dice"] != network["mean_dice"]
-    assert original["mean_dice"] == pytest.approx(network["mean_dice"], abs=0.02)
+    assert scores_of(record["network_resolution"]) == scores_of(record)
+    assert len({block["mean_dice"] for block in blocks}) == 4
+    for scored in (record, own):
+        network, original = (scored[name]["mean_dice"] for name in RESOLUTIONS)
+        assert original == pytest.approx(network, abs=0.02)
 
 
-def test_the_images_add_up_to_the_original_scores(run, shard_set):
+@pytest.mark.parametrize("prefix", ["", "original_", "own_threshold_", "own_threshold_original_"])
+def test_the_images_add_up_to_the_scores(run, shard_set, prefix):
     rows = table_of(run, "per_image.csv")
     split = ShardSet.open(shard_set).split("val")
-    counts = np.array([[int(row[f"original_{name}"]) for name in ("tp", "fp", "fn")] for row in rows])
+    assert [row["id"] for row in rows] == [split.key(number) for number in range(len(split))]
+    counts = np.array([[int(row[f"{prefix}{name}"]) for name in ("tp", "fp", "fn")] for row in rows])
     summary = DiceSummary.of(np.column_stack([np.arange(len(rows)), counts]))
-    record = summary_of(run)["original_resolution"]
-    assert {name: record[name] for name in ("n", *NAMES)} == summary.scores()
+    record = summary_of(run)["own_threshold"] if prefix.startswith("own") else summary_of(run)
+    resolution = "original_resolution" if prefix.endswith("original_") else "network_resolution"
+    assert scores_of(record[resolution]) == summary.scores()
+    dice, jaccard = per_image_scores(summary.rows)
+    assert [float(row[f"{prefix}dice"]) for row in rows] == dice.tolist()
+    assert [float(row[f"{prefix}jaccard"]) for row in rows] == jaccard.tolist()
     for number, row in enumerate(rows):
-        truth = split.original_mask(number)
-        assert truth is not None
-        assert (int(row["original_height"]), int(row["original_width"])) == truth.shape
-        assert int(row["original_tp"]) + int(row["original_fn"]) == truth.sum()
-        assert float(row["lesion_area"]) == pytest.approx(truth.mean())
+        original = split.original_mask(number)
+        assert original is not None
+        truth = original if prefix.endswith("original_") else split.mask(number)
+        assert counts[number, 0] + counts[number, 2] == truth.sum()
+        assert (int(row["original_height"]), int(row["original_width"])) == original.shape
+        assert float(row["lesion_area"]) == pytest.approx(original.mean())
+
+
+@pytest.mark.parametrize("tta", ["off", "d4"])
+def test_the_images_are_scored_as_the_model_predicts_them(run, shard_set, tmp_path, tta):
+    copied = shutil.copytree(run / "best", tmp_path / "run" / "best").parent
+    result = evaluate(copied, str(shard_set), "test", tta=tta)
+    assert result is not None
+    summary, out = result
+    assert out == copied / "evaluation" / "test"
+    record = json.loads((out / "summary.json").read_text())
+    assert (record["tta"], record["model_step"], record["resolution"]) == (tta, 7, 64)
+    split, model = ShardSet.open(shard_set).split("test"), load_model(copied)
+    assert (record["data_digest"], record["n"]) == (split.digest, len(split))
+    images = torch.from_numpy(np.stack([split.image(number) for number in range(len(split))])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        predicted = (model(images, tta)[:, 0] > 0.5).sum(dim=(1, 2)).numpy()
+    # A batch of another size may round otherwise.
+    np.testing.assert_allclose(summary.rows[:, 1:3].sum(axis=1), predicted, atol=4)
 
 
 def test_the_quartiles_hold_every_image_once_from_small_to_large(run):
@@ -79,7 +122,7 @@ def test_the_quartiles_hold_every_image_once_from_small_to_large(run):
     start = 0
     for part in quartiles:
         group = rows[start : start + part["n"]]
-        assert part["mean_dice"] == pytest.approx(np.mean([float(row["original_dice"]) for row in group]))
+        assert part["mean_dice"] == pytest.approx(np.mean([float(row["own_threshold_original_dice"]) for row in group]))
         assert part["least_area"] == float(group[0]["lesion_area"])
         assert part["largest_area"] == float(group[-1]["lesion_area"])
         start += part["n"]
@@ -108,12 +151,47 @@ def test_a_split_without_original_masks_has_the_networks_scores_alone(run):
 def test_the_tables_show_what_was_written(run, split, columns):
     text = io.StringIO()
     record = summary_of(run, split)
-    show(record, Console(file=text, width=120))
-    line = next(line for line in text.getvalue().splitlines() if "thresholded jaccard" in line)
-    low, high = record["network_resolution"]["interval_95"]["thresholded_jaccard"]
-    assert f"{record['thresholded_jaccard']:.4f} ({low:.4f} to {high:.4f})" in line
-    assert line.count(" to ") == columns
-    assert f"best at {record['thresholds']['best_threshold']:g} " in text.getvalue()
+    show(record, Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    official = [line for line in lines if "thresholded jaccard" in line]
+    for line, scored in zip(official, (record, record["own_threshold"]), strict=True):
+        score = scored["network_resolution"]
+        low, high = score["interval_95"]["thresholded_jaccard"]
+        assert f"{score['thresholded_jaccard']:.4f} ({low:.4f} to {high:.4f})" in line
+        assert line.count(" to ") == columns
+    assert [line.split()[2] for line in lines if "│ threshold " in line] == ["0.5", "0.4297"]
+    assert f"pooled Dice is best at {record['thresholds']['best_threshold']:.4g} " in lines[-1]
+
+
+def test_a_model_whose_threshold_is_a_half_shows_its_scores_once(run):
+    record = summary_of(run)
+    text = io.StringIO()
+    show({**record, "own_threshold": {name: record[name] for name in ("threshold", *RESOLUTIONS)}}, Console(file=text))
+    assert text.getvalue().count("thresholded jaccard") == 1
+
+
+def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, shard_set):
+    accelerator, split = Accelerator(cpu=True), ShardSet.open(shard_set).split("val")
+    model = build_model(CONFIG).train()
+    summary, threshold = validate(model, split, accelerator, micro_size=16)
+    assert model.training
+    record = summary_of(run)
+    assert summary.scores() == scores_of(record)
+    assert threshold == record["thresholds"]["best_threshold"]
+
+
+def test_the_worst_the_median_and_the_best_images_are_drawn(run, shard_set, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, out: drawn.append(figure))
+    evaluate(run, str(shard_set), "val")
+    rows = sorted(table_of(run, "per_image.csv"), key=lambda row: float(row["own_threshold_original_dice"]))
+    shown = {axis.get_title().split("\n")[0] for axis in drawn[0].axes}
+    worst, best = ({row["id"] for row in part} for part in (rows[:2], rows[-2:]))
+    assert worst | best <= shown
+    assert rows[len(rows) // 2]["id"] in shown
+    assert [axis.get_ylabel() for axis in drawn[0].axes if axis.get_ylabel()] == ["worst", "median", "best"]
+    colours = [to_hex(lines.get_edgecolor()[0]) for lines in drawn[0].axes[0].collections]
+    assert colours == [pictures.TRUTH, pictures.PREDICTION]
 
 
 def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
@@ -121,12 +199,12 @@ def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
     sexes = {row["id"]: ("female", "male")[place % 2] for place, row in enumerate(rows[1:])}
     table = tmp_path / "metadata.csv"
     table.write_text("image_id,sex\n" + "".join(f"{key},{sex}\n" for key, sex in sexes.items()))
-    evaluate(run, str(shard_set), "val", f"{table}:sex")
+    evaluate(run, str(shard_set), "val", metadata=f"{table}:sex")
     found = summary_of(run)["subgroups"]
     assert found["column"] == "sex"
     assert [group["value"] for group in found["groups"]] == ["", "female", "male"]
     for group in found["groups"]:
-        dice = [float(row["original_dice"]) for row in rows if sexes.get(row["id"], "") == group["value"]]
+        dice = [float(row["own_threshold_original_dice"]) for row in rows if sexes.get(row["id"], "") == group["value"]]
         assert group["n"] == len(dice)
         assert group["mean_dice"] == pytest.approx(np.mean(dice))
     text = io.StringIO()
@@ -134,12 +212,68 @@ def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
     assert "(none)" in text.getvalue()
 
     with pytest.raises(UsageError, match=r"write FILE\.csv:COLUMN"):
-        evaluate(run, str(shard_set), "val", "sex")
+        evaluate(run, str(shard_set), "val", metadata="sex")
     with pytest.raises(UsageError, match="no column 'age'"):
-        evaluate(run, str(shard_set), "val", f"{table}:age")
+        evaluate(run, str(shard_set), "val", metadata=f"{table}:age")
     table.write_text("image_id,sex\nISIC_9,male\n")
     with pytest.raises(UsageError, match="it names none of the images"):
-        evaluate(run, str(shard_set), "val", f"{table}:sex")
+        evaluate(run, str(shard_set), "val", metadata=f"{table}:sex")
+
+
+def test_a_set_that_cannot_be_scored_is_refused(run, shard_set, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="no split 'tset'; it has test, train, val"):
+        evaluate(run, str(shard_set), "tset")
+    with pytest.raises(ShardSetError, match=r"no complete shard set \(no index\.json\); make one with"):
+        evaluate(run, str(run), "test")
+    whole = ShardSet.open(shard_set).split("test")
+
+    def given(table: np.ndarray) -> None:
+        monkeypatch.setattr(ShardSet, "split", lambda self, name: dataclasses.replace(whole, table=table))
+
+    given(whole.table[:0])
+    with pytest.raises(ShardSetError, match="split test holds no image; build the set again"):
+        evaluate(run, str(shard_set), "test")
+    given(whole.table[[0, 1, 1]])
+    with pytest.raises(ShardSetError, match=f"split test holds {whole.key(1)} twice; build the set again"):
+        evaluate(run, str(shard_set), "test")
+    unmasked = whole.table.copy()
+    unmasked["size"][2:, format.MASK] = 0
+    given(unmasked)
+    with pytest.raises(
+        ShardSetError, match=f"{len(whole) - 2} images of split test have no mask, the first {whole.key(2)}"
+    ):
+        evaluate(run, str(shard_set), "test")
+
+
+def test_a_model_that_cannot_be_used_is_refused(run, shard_set, tmp_path):
+    copied = shutil.copytree(run / "best", tmp_path / "run" / "best").parent
+    card = json.loads((copied / "best" / "model.json").read_text())
+
+    def refused(message: str, **changes: Any) -> None:
+        (copied / "best" / "model.json").write_text(json.dumps({**card, **changes}))
+        with pytest.raises(CheckpointError, match=message):
+            evaluate(copied, str(shard_set), "test")
+
+    refused(r"trained on images of 128 pixels.*holds 64; build the set with --size 128", size=128)
+    refused("the weights are of another network", architecture={**card["architecture"], "base_channels": 4})
+    refused("not a model of this isicdist", architecture={"name": "SegFormer"})
+    refused(r"model\.safetensors: damaged", sha256="0" * 64)
+    (copied / "best" / "model.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not a model of this isicdist"):
+        evaluate(copied, str(shard_set), "test")
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        evaluate(tmp_path / "nowhere", str(shard_set), "test")
+    assert not (copied / "evaluation").exists()
+
+
+def test_a_network_that_overflows_is_refused(shard_set, tmp_path):
+    model = build_model(CONFIG)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.inf)
+    checkpoint.save_best(tmp_path, model, model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5))
+    with pytest.raises(CheckpointError, match=r"pixels of split val get no probability \(NaN\): the network overflows"):
+        evaluate(tmp_path, str(shard_set), "val")
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_two_processes_write_what_one_does(run, shard_set, python, tmp_path):
@@ -152,7 +286,8 @@ def test_two_processes_write_what_one_does(run, shard_set, python, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     one, two = summary_of(run), summary_of(other)
-    for block in ("network_resolution", "original_resolution"):
-        assert one[block]["n"] == two[block]["n"]
-        for name in NAMES:  # a batch of other images may round a logit otherwise
-            assert two[block][name] == pytest.approx(one[block][name], abs=1e-3)
+    for block in RESOLUTIONS:
+        for of_one, of_two in ((one, two), (one["own_threshold"], two["own_threshold"])):
+            assert of_one[block]["n"] == of_two[block]["n"]
+            for name in NAMES:  # a batch of other images may round a probability otherwise
+                assert of_two[block][name] == pytest.approx(of_one[block][name], abs=1e-3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from isicdist.model import ImprovedUNet, KeyedDropout, keyed_keep
+from isicdist.model import ImprovedUNet, KeyedDropout, NormAct, keyed_keep
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,15 @@ def test_no_generator_is_consumed(small):
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
 def test_the_rate_is_the_rate(p):
-    keep = keyed_keep(torch.arange(64), layer=3, elements=4096, p=p)
+    keep = keyed_keep(torch.arange(64), 3, torch.empty(4096), p)
     deviation = (p * (1 - p) / keep.numel()) ** 0.5
     assert abs(float(keep.double().mean()) - (1 - p)) < 5 * deviation
 
 
 def test_masks_of_samples_layers_and_neighbours_are_independent():
     keys = torch.arange(200)  # as alike as keys can be
-    masks = keyed_keep(keys, 1, 4096, 0.3).double()
-    other = keyed_keep(keys, 2, 4096, 0.3).double()
+    masks = keyed_keep(keys, 1, torch.empty(4096), 0.3).double()
+    other = keyed_keep(keys, 2, torch.empty(4096), 0.3).double()
     between = torch.corrcoef(masks) - torch.eye(200)
     bound = 6 / 4096**0.5  # six deviations of a correlation of 4096 independent pairs
     assert between.abs().max() < bound
@@ -95,6 +95,40 @@ def test_masks_of_samples_layers_and_neighbours_are_independent():
     for shift in (1, 2, 16, 64, 256):
         lagged = (columns[:, :-shift] * columns[:, shift:]).mean() / columns.var()
         assert abs(float(lagged)) < 6 / masks.numel() ** 0.5
+
+
+def test_norms_and_dropout_are_the_same_in_both_memory_layouts():
+    x = torch.randn(3, 4, 6, 8, dtype=torch.float64)
+    norm, dropout, keys = NormAct(4).double(), KeyedDropout(0.3, layer=1), torch.tensor([1, -2, 3])
+
+    def through(x: Tensor) -> tuple[Tensor, ...]:
+        x = x.requires_grad_()
+        out = dropout(norm(x), keys)
+        assert out.stride() == x.stride()
+        return out, *torch.autograd.grad(out.square().sum(), (x, *norm.parameters()))
+
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.testing.assert_close(through(x), through(x.detach().contiguous(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_a_cpu_runs_bfloat16_channels_last_and_float32_not(small, bfloat16):
+    layouts = []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+        for module in small.modules()
+        if isinstance(module, NormAct | KeyedDropout)
+    ]
+    images = torch.randn(2, 64, 64, 3).permute(0, 3, 1, 2)  # as the stream decodes them
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        small.train()(images, torch.tensor([1, 2]))
+    for hook in hooks:
+        hook.remove()
+    assert len(layouts) == 25 + 5
+    assert set(layouts) == {bfloat16}
 
 
 def test_dropout_scales_what_stays():

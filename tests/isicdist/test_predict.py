@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from isicdist import checkpoint
+from isicdist import checkpoint, load_model
+from isicdist import predict as predict_module
 from isicdist.augment import normalise, to_unit
-from isicdist.config import ModelConfig, TrainConfig
-from isicdist.evaluate import evaluate
-from isicdist.predict import BATCH, Predicted, predict
-from isicdist.report import report
-from isicdist.tracking import Tracker
+from isicdist.config import ModelConfig, TrainConfig, Tta
+from isicdist.predict import Predicted, predict
 from isicdist.train import build_model, model_card
 from shards.errors import CheckpointError, SourceError, UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
+BATCH = 8
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Batches of eight images of 64 pixels."""
+    monkeypatch.setattr(predict_module, "BATCH_PIXELS", BATCH * 64**2)
 
 
 @pytest.fixture
@@ -59,10 +66,10 @@ def masks(out: Path) -> dict[str, np.ndarray]:
 
 def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
     out = tmp_path / "out"
-    done = predict(run, str(images), out)
+    done = predict([run], str(images), out)
     assert done == Predicted(masks=10, rejected=0)
     found = masks(out)
-    assert sorted(path.name for path in out.iterdir()) == sorted(found)  # and nothing else
+    assert sorted(path.name for path in out.iterdir()) == [*sorted(found), "predict.json"]  # and nothing else
     assert set(found) == {f"{path.stem}_segmentation.png" for path in images.iterdir()}
     for path in images.iterdir():
         mask = found[f"{path.stem}_segmentation.png"]
@@ -72,11 +79,11 @@ def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
 
 
 def test_a_mask_is_what_the_network_says(run, images, tmp_path):
-    predict(run, str(images), tmp_path / "out")
+    predict([run], str(images), tmp_path / "out")
     model, card = checkpoint.load_model(run)
     path = sorted(images.iterdir())[-1]  # in the second batch
     picture = Image.fromarray(pixels(path))
-    small = np.array(picture.resize((64, 64), Image.Resampling.BOX))
+    small = np.array(picture.resize((64, 64), Image.Resampling.BILINEAR))
     with torch.inference_mode():
         probs = model(normalise(to_unit(torch.from_numpy(small)[None].permute(0, 3, 1, 2)))).sigmoid()[0, 0]
     expected = np.asarray(Image.fromarray(probs.numpy()).resize(picture.size, Image.Resampling.BILINEAR))
@@ -91,8 +98,8 @@ def test_an_archive_gives_the_same_masks(run, images, tmp_path):
         for path in images.iterdir():
             archive.write(path, f"ISIC/{path.name}")
         archive.writestr("ISIC/LICENSE.txt", "CC0")
-    predict(run, str(images), tmp_path / "one")
-    predict(run / "best", str(packed), tmp_path / "two")
+    predict([run], str(images), tmp_path / "one")
+    predict([run / "best"], str(packed), tmp_path / "two")
     one, two = masks(tmp_path / "one"), masks(tmp_path / "two")
     assert one.keys() == two.keys()
     assert all(np.array_equal(one[name], two[name]) for name in one)
@@ -104,7 +111,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
     bad = [names[1], names[9]]
     (images / bad[0]).write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
     (images / bad[1]).write_bytes((images / names[2]).read_bytes()[:900])
-    done = predict(run, str(images), out)
+    done = predict([run], str(images), out)
     assert done == Predicted(masks=8, rejected=2)
     assert len(masks(out)) == 8
     with (out / "rejected.csv").open(newline="") as file:
@@ -114,7 +121,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
 
     for name in bad:  # mended: the list of the first time is gone
         shutil.copy(images / names[2], images / name)
-    assert predict(run, str(images), out) == Predicted(masks=10, rejected=0)
+    assert predict([run], str(images), out) == Predicted(masks=2, kept=8)
     assert len(masks(out)) == 10
     assert not (out / "rejected.csv").exists()
 
@@ -122,106 +129,234 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
 def test_nothing_to_predict_and_two_of_one_name_are_refused(run, images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="empty"):
-        predict(run, str(tmp_path / "empty"), tmp_path / "out")
+        predict([run], str(tmp_path / "empty"), tmp_path / "out")
     with pytest.raises(SourceError, match="none"):
-        predict(run, str(tmp_path / "none"), tmp_path / "out")
+        predict([run], str(tmp_path / "none"), tmp_path / "out")
+    (tmp_path / "empty" / "scan.tif").write_bytes(b"II*")
+    with pytest.raises(SourceError, match=r"no .jpg, .png or .bmp image in it \(but 1 of a type that is not read\)"):
+        predict([run], str(tmp_path / "empty"), tmp_path / "out")
     first = sorted(images.iterdir())[0]
     shutil.copy(first, first.with_suffix(".jpeg"))
     with pytest.raises(SourceError, match="would have one mask; rename one of them") as caught:
-        predict(run, str(images), tmp_path / "out")
+        predict([run], str(images), tmp_path / "out")
     assert first.name in str(caught.value)
     with pytest.raises(CheckpointError, match="no best model yet"):
-        predict(images, str(images), tmp_path / "out")
+        predict([images], str(images), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_adds_up(run, shard_set):
-    result = evaluate(run, str(shard_set), "test")
-    assert result is not None
-    summary, out = result
-    assert out == run / "evaluation" / "test"
-    split = ShardSet.open(shard_set).split("test")
-    record = json.loads((out / "summary.json").read_text())
-    assert record["n"] == summary.n == len(split)
-    assert (record["data_digest"], record["resolution"], record["model_step"]) == (split.digest, 64, 7)
-
-    with (out / "per_image.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == [split.key(number) for number in range(len(split))]
-    tp, fp, fn = (np.array([int(row[name]) for row in rows]) for name in ("tp", "fp", "fn"))
-    dice, jaccard = 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
-    np.testing.assert_allclose([float(row["dice"]) for row in rows], dice, rtol=1e-12)
-    np.testing.assert_allclose([float(row["jaccard"]) for row in rows], jaccard, rtol=1e-12)
-    assert record["mean_dice"] == pytest.approx(dice.mean(), rel=1e-12)
-    assert record["pooled_dice"] == pytest.approx(2 * tp.sum() / (2 * tp + fp + fn).sum(), rel=1e-12)
-    assert record["mean_jaccard"] == pytest.approx(jaccard.mean(), rel=1e-12)
-    assert record["thresholded_jaccard"] == pytest.approx((jaccard * (jaccard >= 0.65)).mean(), rel=1e-12)
-    for number in range(len(split)):
-        assert tp[number] + fn[number] == split.mask(number).sum()
-
-    model, _ = checkpoint.load_model(run)
-    with torch.inference_mode():
-        logits = model(normalise(to_unit(torch.from_numpy(split.image(3).copy())[None].permute(0, 3, 1, 2))))
-    prediction = logits[0, 0].numpy() > 0
-    assert abs(int(prediction.sum()) - int(tp[3] + fp[3])) <= 2  # a batch of another size may round otherwise
-    with Image.open(out / "examples.png") as picture:
-        assert picture.width > 500
-        assert picture.height > picture.width  # six rows of three
+def test_a_single_file_and_urls_give_the_same_masks(run, images, tmp_path):
+    predict([run], str(images), tmp_path / "folder")
+    path = sorted(images.iterdir())[3]
+    one = f"{path.stem}_segmentation.png"
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/photographs/{each.name}": each.read_bytes() for each in images.iterdir()})
+    try:
+        for place in (str(path), f"memory://photographs/{path.name}"):
+            out = tmp_path / place.rpartition(":")[0]
+            assert predict([run], place, out) == Predicted(masks=1)
+            assert list(masks(out)) == [one]
+            assert (masks(out)[one] != masks(tmp_path / "folder")[one]).mean() < 1e-3  # a batch of another size
+        assert predict([run], "memory://photographs", tmp_path / "url") == Predicted(masks=10)
+    finally:
+        memory.rm("/photographs", recursive=True)
+    for name, mask in masks(tmp_path / "folder").items():
+        assert np.array_equal(masks(tmp_path / "url")[name], mask)
 
 
-def test_a_set_of_another_size_or_split_is_refused(run, shard_set):
-    with pytest.raises(UsageError, match="no split 'tset'"):
-        evaluate(run, str(shard_set), "tset")
-    card = {**json.loads((run / "best" / "model.json").read_text()), "size": 128}
-    (run / "best" / "model.json").write_text(json.dumps(card))
-    with pytest.raises(
-        CheckpointError, match=r"trained on images of 128 pixels.*holds 64; build the set with --size 128"
-    ):
-        evaluate(run, str(shard_set), "test")
-    assert not (run / "evaluation").exists()
+def test_a_mask_that_is_there_is_kept_until_its_image_changes(run, images, tmp_path):
+    out = tmp_path / "out"
+    predict([run], str(images), out)
+    whole = masks(out)
+    paths = sorted(out.glob("*.png"))
+    paths[2].unlink()
+    paths[5].write_bytes(b"kept as it is")
+    (out / ".ISIC_segmentation.png.17.new").write_bytes(b"torn")
+    assert predict([run], str(images), out) == Predicted(masks=1, kept=9)
+    assert (pixels(paths[2]) != whole[paths[2].name]).mean() < 1e-3  # a batch of another size may round otherwise
+    assert paths[5].read_bytes() == b"kept as it is"
+    assert sorted(path.name for path in out.iterdir()) == [*sorted(whole), "predict.json"]
+
+    changed = sorted(images.iterdir())[5]
+    os.utime(changed, ns=(0, paths[5].stat().st_mtime_ns + 10**9))
+    assert predict([run], str(images), out) == Predicted(masks=1, kept=9)
+    assert (pixels(paths[5]) != whole[paths[5].name]).mean() < 1e-3
+    assert predict([run], str(images), out, overlay=True) == Predicted(masks=10)
+    assert len(list((out / "overlays").iterdir())) == 10
 
 
-def test_a_report_shows_scores_and_curves(run, shard_set):
-    config = {**replace(CONFIG, log_every=1).to_json(), "world_size": 2, "mixed_precision": "bf16"}
-    quiet = Console(quiet=True)
-    scores = {"pooled_dice": 0.5, "mean_jaccard": 0.4, "thresholded_jaccard": 0.3}
-    with Tracker.open(run, config, main=True, wandb_mode="disabled", console=quiet) as tracker:
-        for step, dice in ((1, 0.25), (2, 0.75), (3, 0.625)):
-            loss = float("nan") if step == 1 else 1 / step  # null in the file
-            tracker.log_train(
-                step=step,
-                epoch=0,
-                samples=16 * step,
-                loss=loss,
-                pooled_dice=dice,
-                lr=1e-3,
-                grad_norm=1.0,
-                images_per_s=9.0,
-                data_wait=0.1,
-            )
-            tracker.log_evaluation(step=step, split="val", n=9, mean_dice=dice, **scores)
-    result = evaluate(run, str(shard_set), "test")
-    assert result is not None
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "tra')  # what a killed machine leaves
+def test_masks_made_otherwise_are_never_replaced(run, images, shard_set, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = out / f"{sorted(images.iterdir())[4].stem}_segmentation.png"
+    mine.write_bytes(b"drawn by hand")
+    with pytest.raises(UsageError, match="there already, and not of a prediction; give another --out") as caught:
+        predict([run], str(images), out)
+    assert str(mine) in str(caught.value)
+    assert [path.read_bytes() for path in out.iterdir()] == [b"drawn by hand"]
+    mine.unlink()
 
-    text = io.StringIO()
-    report(run, Console(file=text, width=160))
-    shown = text.getvalue()
-    assert "step 3 · epoch 0 · 48 samples · 2 processes · bf16 · global batch 16" in shown
-    best = next(line for line in shown.splitlines() if "val (best)" in line)
-    assert "0.7500" in best
-    test = next(line for line in shown.splitlines() if "│ test" in line)
-    assert f"{result[0].mean_dice:.4f}" in test
-    assert str(run / "evaluation" / "test" / "examples.png") in shown
-    with Image.open(run / "report.png") as picture:
-        assert picture.width > 500
+    predict([run], str(images), out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    other = TrainConfig(seed=2, model=ModelConfig(base_channels=2))
+    checkpoint.save_best(tmp_path / "other", build_model(other), model_card(other, ShardSet.open(shard_set), 7, 0.5))
+    (tmp_path / "more").mkdir()
+    shutil.copy(sorted(images.iterdir())[0], tmp_path / "more")
+    cases: list[tuple[list[Path], Path, Tta, str]] = [
+        ([tmp_path / "other"], images, "off", "models"),
+        ([run, tmp_path / "other"], images, "off", "models"),
+        ([run], tmp_path / "more", "off", "images"),
+        ([run], images, "d4", "tta off, not d4"),
+    ]
+    for models, source, tta, said in cases:
+        with pytest.raises(UsageError, match=f"made with {said}.*; give another --out, or remove it"):
+            predict(models, str(source), out, tta=tta)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    for damaged in ("{", "[]", "{}"):
+        (out / "predict.json").write_text(damaged)
+        with pytest.raises(UsageError, match=r"predict.json: not what a prediction writes"):
+            predict([run], str(images), out)
 
 
-def test_a_report_of_no_run_or_an_empty_one_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not a run"):
-        report(tmp_path, Console(quiet=True))
-    with Tracker.open(tmp_path, {}, main=True, wandb_mode="disabled", console=Console(quiet=True)):
-        pass
-    with pytest.raises(CheckpointError, match="nothing is logged in it yet"):
-        report(tmp_path, Console(quiet=True))
+def test_probabilities_and_mask_say_the_same(run, images, tmp_path):
+    card = json.loads((run / "best" / "model.json").read_text())
+    (run / "best" / "model.json").write_text(json.dumps({**card, "threshold": 113 / 256}))
+    out = tmp_path / "out"
+    predict([run], str(images), out, probabilities=True, tta="flips")
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".png") == ["predict.json", "probabilities"]
+    for path in images.iterdir():
+        values = pixels(out / "probabilities" / f"{path.stem}.png")
+        mask = pixels(out / f"{path.stem}_segmentation.png")
+        assert values.dtype == np.uint8
+        assert len(np.unique(values)) > 20
+        assert np.array_equal(mask, np.where(values >= 113, 255, 0))
+
+
+def test_an_overlay_is_the_image_with_the_rim_of_its_mask(run, images, tmp_path):
+    predict([run], str(images), tmp_path / "out", overlay=True)
+    for path in images.iterdir():
+        overlay = pixels(tmp_path / "out" / "overlays" / f"{path.stem}.jpg").astype(int)
+        image, mask = pixels(path).astype(int), pixels(tmp_path / "out" / f"{path.stem}_segmentation.png") > 0
+        assert overlay.shape == image.shape
+        changed = np.abs(overlay - image).max(axis=2) > 60
+        assert changed.any()
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 3), (7, 7))  # beyond the edge is no lesion
+        rim = near.any(axis=(2, 3)) & ~near.all(axis=(2, 3))
+        assert (changed & ~rim).mean() < 0.002
+
+
+def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_path):
+    runs = []
+    for seed, size, fit, threshold in ((1, 64, "stretch", 0.5), (2, 96, "crop", 0.25), (3, 64, "stretch", 0.75)):
+        config = TrainConfig(seed=seed, model=ModelConfig(base_channels=2))
+        card = {**model_card(config, ShardSet.open(shard_set), 7, 0.5), "size": size, "fit": fit}
+        runs.append(tmp_path / f"run{seed}")
+        checkpoint.save_best(runs[-1], build_model(config), {**card, "threshold": threshold})
+    predict(runs, str(images), tmp_path / "out", tta="d4")
+    for path in images.iterdir():
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+        total, shown = np.zeros((2, picture.height, picture.width))
+        for run in runs:
+            model = load_model(run)
+            fit = model.fit(picture.height, picture.width)
+            batch = torch.tensor(fit.image(picture)).permute(2, 0, 1)[None]
+            total += fit.restore(model(batch, "d4")[0, 0].numpy())
+            left, top, right, bottom = fit.source
+            shown[top:bottom, left:right] += 1
+        assert set(np.unique(shown)) == {2, 3}  # what the crop leaves out is the others'
+        mask = pixels(tmp_path / "out" / f"{path.stem}_segmentation.png") > 0
+        assert (mask == (total / shown > 0.5)).mean() > 0.999
+    record = json.loads((tmp_path / "out" / "predict.json").read_text())
+    assert len(set(record["models"])) == 3
+    assert (record["threshold"], record["tta"]) == (0.5, "d4")
+
+
+def test_a_model_beside_itself_changes_nothing(run, images, tmp_path):
+    predict([run], str(images), tmp_path / "one")
+    predict([run, run], str(images), tmp_path / "two")
+    one, two = masks(tmp_path / "one"), masks(tmp_path / "two")
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_pictures_of_any_kind_have_masks_as_they_are_seen(run, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(folder / "turned.jpg", exif=turned)
+    picture.convert("CMYK").save(folder / "cmyk.jpeg")
+    picture.convert("L").save(folder / "grey.jpg")
+    picture.convert("RGBA").save(folder / "clear.png")
+    picture.convert("P").save(folder / "palette.png")
+    picture.convert("1").save(folder / "one.png")
+    Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(folder / "deep.png")
+    picture.save(folder / "plain.bmp")
+    picture.resize((16, 300)).save(folder / "thin.png")
+    assert predict([run], str(folder), tmp_path / "out", overlay=True) == Predicted(masks=9)
+    shapes = {name.removesuffix("_segmentation.png"): mask.shape for name, mask in masks(tmp_path / "out").items()}
+    assert shapes.pop("turned") == (60, 40)
+    assert shapes.pop("thin") == (300, 16)
+    assert set(shapes.values()) == {(40, 60)}
+
+
+def test_small_and_unread_pictures_have_a_row(run, images, tmp_path):
+    Image.new("RGB", (200, 15)).save(images / "flat.png")
+    (images / "scan.tiff").write_bytes(b"II*")
+    (images / "ISIC_0000000_superpixels.png").write_bytes(b"not asked for")
+    (images / "LICENSE.txt").write_text("CC0")
+    out = tmp_path / "out"
+    assert predict([run], str(images), out) == Predicted(masks=10, rejected=2)
+    assert (out / "rejected.csv").read_text().splitlines()[1:] == [
+        "flat.png,too-small,200 × 15 pixels; at least 16 × 16 are needed",
+        "scan.tiff,unsupported,.tiff is not read; convert it to PNG or JPEG",
+    ]
+    with pytest.raises(SourceError, match=r"none of its 1 images can be used; .*rejected.csv says why"):
+        predict([run], str(images / "flat.png"), tmp_path / "flat")
+
+
+def test_masks_may_lie_beside_their_images(run, images):
+    for out in (images / "masks", images):
+        for kept in (0, 10):
+            done = predict([run], str(images), out, probabilities=True, overlay=True)
+            assert done == Predicted(masks=10 - kept, kept=kept)
+        shutil.rmtree(images / "masks", ignore_errors=True)
+
+
+def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, python):
+    (images / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ("predict", "--ensemble", run, run, "--images", images, "--out", tmp_path / "out", "--tta", "flips")
+    done = python("-m", "isicdist", *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert f"10 masks written to {tmp_path / 'out'}\n" in done.stdout
+    assert "1 images could not be used" in done.stderr
+    predict([run], str(images), tmp_path / "one", tta="flips")
+    one, two = masks(tmp_path / "one"), masks(tmp_path / "out")
+    assert one.keys() == two.keys()
+    assert max((one[name] != two[name]).mean() for name in one) < 1e-3
+    assert predict([run, run], str(images), tmp_path / "out", tta="flips") == Predicted(masks=0, kept=10, rejected=1)
+
+
+def test_a_killed_prediction_goes_on_where_it_was(run, images, tmp_path):
+    for number in range(60):
+        shutil.copy(sorted(images.iterdir())[number % 10], images / f"copy{number}.jpg")
+    out = tmp_path / "out"
+    script = (
+        "import isicdist.predict as p, pathlib, sys\n"
+        "p.BATCH_PIXELS = 64 ** 2\n"
+        f"p.predict([pathlib.Path({str(run)!r})], {str(images)!r}, pathlib.Path({str(out)!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and len(list(out.glob("*.png"))) < 3:
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    there = masks(out)  # each of them whole
+    done = predict([run], str(images), out)
+    assert done is not None
+    assert (done.kept, done.masks + done.kept) == (len(there), 70)
+    assert 3 <= done.kept < 70
+    assert sorted(path.name for path in out.iterdir()) == [*sorted(masks(out)), "predict.json"]

@@ -1,11 +1,16 @@
-"""A launch that is not what it looks like is refused before anything waits for it."""
+"""A launch that is not what it looks like is refused before anything waits for it; a lost rank is one line."""
 
 from __future__ import annotations
 
-import pytest
+import ctypes
+import sys
 
-from isicdist.processes import check_launch
-from shards.errors import UsageError
+import pytest
+import torch
+from accelerate import Accelerator
+
+from isicdist.processes import LAUNCHER_GONE, Vote, check_launch, said_when_lost, stop_with_launcher
+from shards.errors import TrainingError, UsageError
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -34,3 +39,37 @@ def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(pyth
     assert done.returncode != 0
     assert "started one process for several" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_rank_is_said_in_one_line_and_other_errors_pass():
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:14040. See"
+    with pytest.raises(TrainingError) as caught, said_when_lost():
+        raise RuntimeError(gloo)
+    assert "or does not answer (Connection closed by peer [127.0.0.1]:14040); its own line" in str(caught.value)
+    with pytest.raises(TrainingError, match="another rank has gone"), said_when_lost():
+        raise torch.distributed.DistNetworkError("reset")
+    with pytest.raises(RuntimeError, match=r"^shapes$"), said_when_lost():
+        raise RuntimeError("shapes")
+
+
+def test_a_process_alone_votes_alone():
+    vote = Vote(Accelerator(cpu=True), timeout=1)
+    assert vote(True, False) == (True, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_only_a_process_with_a_launcher_ends_with_it():
+    told = ctypes.c_int()
+
+    def signal_of_this_process() -> int:
+        ctypes.CDLL(None).prctl(2, ctypes.byref(told))  # PR_GET_PDEATHSIG
+        return told.value
+
+    assert signal_of_this_process() == 0
+    stop_with_launcher({"WORLD_SIZE": "1"})
+    assert signal_of_this_process() == 0
+    try:
+        stop_with_launcher({"TORCHELASTIC_RUN_ID": "none"})
+        assert signal_of_this_process() == LAUNCHER_GONE
+    finally:
+        ctypes.CDLL(None).prctl(1, 0)

@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
+from webdataset import filters
+from webdataset.pipeline import DataPipeline
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from isicdist.order import MASKED, BatchPlan
-from isicdist.stream import Batch, Stream
+from isicdist.stream import Batch, PlannedSource, Stream
 from shards import format
 from shards.errors import CheckpointError, CorruptShardError, UsageError
 from shards.reader import ShardSet, Split
@@ -191,13 +195,13 @@ def test_images_of_their_own_sizes_are_refused(split):
 
 def test_a_batch_is_not_overwritten_while_it_is_the_current_one(split, monkeypatch):
     prefetch, micro, filled = 3, 2, threading.Semaphore(0)
-    mask = Split.mask
+    sample = Split.sample
 
-    def counted(self: Split, number: int) -> np.ndarray:  # called once the image lies in its slot
+    def counted(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        sample(self, number, image, mask)
         filled.release()
-        return mask(self, number)
 
-    monkeypatch.setattr(Split, "mask", counted)
+    monkeypatch.setattr(Split, "sample", counted)
     with open_stream(split, global_size=micro, micro=micro, prefetch=prefetch) as stream:
         batches = stream.in_order()
         for step in range(stream.steps_per_epoch - prefetch - 1):
@@ -207,3 +211,90 @@ def test_a_batch_is_not_overwritten_while_it_is_the_current_one(split, monkeypat
             assert batch.numbers.tolist() == [2 * step, 2 * step + 1]
             for place, number in enumerate(batch.numbers):
                 assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(number)).all()
+
+
+def test_what_a_slot_held_is_not_overwritten_by_the_next_pass(split):
+    with open_stream(split, prefetch=2) as stream:
+        *_, last = stream.epoch()
+        held = [split.image(number) for number in last.numbers[last.valid]]
+        second = stream.epoch()  # nothing is read before it is asked for
+        assert (last.images[last.valid].permute(0, 2, 3, 1).numpy() == held).all()
+        first = next(second)
+        for place in np.flatnonzero(first.valid):
+            assert (first.images[place].permute(1, 2, 0).numpy() == split.image(first.numbers[place])).all()
+
+
+def test_slots_serve_every_pass(split):
+    with open_stream(split, prefetch=2) as stream:
+        memory = [{batch.images.data_ptr() for batch in stream.epoch()} for _ in range(3)]
+        assert memory[0] == memory[1] == memory[2]
+        assert len(memory[0]) == 3
+        stream.plan = dataclasses.replace(stream.plan, micro_size=1)
+        assert {len(batch.images) for batch in stream.epoch()} == {1}
+
+
+def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(split, monkeypatch):
+    """The pass that follows decodes into the same memory: a worker that is late would spoil it."""
+    begun, going, sample = threading.Event(), threading.Event(), Split.sample
+
+    def late(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        if number == 2 and not begun.is_set():
+            begun.set()
+            assert going.wait(20)
+        sample(self, number, image, mask)
+
+    monkeypatch.setattr(Split, "sample", late)
+    with open_stream(split, workers=2, prefetch=1) as stream:
+        passed = stream.in_order()
+        next(passed)
+        assert begun.wait(20)
+        threading.Timer(0.2, going.set).start()
+        passed.close()  # type: ignore[attr-defined]
+        assert going.is_set()
+        for batch in stream.in_order():
+            for place in np.flatnonzero(batch.valid):
+                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.numbers[place])).all()
+
+
+def test_another_window_in_the_middle_of_a_run_is_refused(split):
+    with open_stream(split) as stream:
+        state = stream.state_dict()
+    with open_stream(split, window=2) as other, pytest.raises(CheckpointError, match="None, this run has 2"):
+        other.load_state_dict(state)
+
+
+def decoded(sample: dict[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
+    return sample["__key__"], format.decode_image(sample["jpg"]), format.decode_mask(sample["mask.png"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(split, world, workers):
+    plan = BatchPlan(global_size=6, micro_size=3, world_size=world)
+    for rank in range(world):
+        source = PlannedSource(split, plan, rank, seed=5, epoch=1)
+        pipeline = DataPipeline(source, filters.map(decoded), filters.batched(3))
+        batches = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
+        with open_stream(split, world, rank, micro=3) as stream:
+            stream.epoch_number = 1
+            for batch in stream.epoch():
+                if not batch.valid.any():
+                    continue
+                keys, images, masks = next(batches)
+                assert keys == [split.key(number) for number in batch.numbers[batch.valid]]
+                assert (np.asarray(images) == batch.images[batch.valid].permute(0, 2, 3, 1).numpy()).all()
+                assert (np.asarray(masks) == batch.masks[batch.valid][:, 0].numpy()).all()
+        assert next(batches, None) is None
+
+
+def test_a_planned_sample_is_what_webdataset_reads_from_the_tar(split):
+    plan = BatchPlan(global_size=1, micro_size=1, world_size=1)
+    ours = {sample["__key__"]: sample for sample in PlannedSource(split, plan, 0)}
+    count = 0
+    for name in split.shards:
+        with (split.root / name).open("rb") as stream:
+            url = f"{split.root}/{name}"
+            for theirs in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                assert ours[theirs["__key__"]] == {name: theirs[name] for name in theirs if name != "__local_path__"}
+                count += 1
+    assert count == len(ours) == len(split)

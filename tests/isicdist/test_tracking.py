@@ -27,6 +27,7 @@ TRAIN: dict[str, Any] = {
     "grad_norm": 1.5,
     "images_per_s": 17.0,
     "data_wait": 0.01,
+    "skipped": 0,
 }
 SCORES: dict[str, Any] = {
     "n": 3,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "train_worker.py"
-SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1)
+SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--optim.ema-decay", 0.9, "--log-every", 1)
 
 
 def lines(run: Path, event: str) -> list[dict]:
@@ -20,14 +20,17 @@ def lines(run: Path, event: str) -> list[dict]:
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+    """The weights of a checkpoint and, as `ema.NAME`, their moving average."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    means = load_file(folder / "ema.safetensors")
+    return {**load_file(folder / "model.safetensors"), **{f"ema.{name}": mean for name, mean in means.items()}}
 
 
 @pytest.fixture(scope="module")
 def whole(python, shard_set, tmp_path_factory) -> Path:
     """12 steps on one process, with a checkpoint every 4."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    words = ("--steps", 12, "--epochs", 9, "--checkpoint-every", 4, "--keep", 9, *SMALL)
+    words = ("--steps", 12, "--epochs", 9, "--eval-every", 4, "--checkpoint-every", 4, "--keep", 9, *SMALL)
     done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words)
     assert done.returncode == 0, done.stderr
     return run
@@ -41,7 +44,7 @@ def test_a_run_leaves_what_the_design_names(whole, shard_set):
     assert config["batch"]["global_size"] == 6
     train = lines(whole, "train")
     assert [line["step"] for line in train] == list(range(1, 13))
-    keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait"
+    keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait skipped"
     assert set(train[0]) == set(keys.split())
     per_epoch = -(-index["splits"]["train"]["samples"] // 6)
     assert train[per_epoch - 1]["samples"] == index["splits"]["train"]["samples"]  # the short step counts its own
@@ -49,6 +52,10 @@ def test_a_run_leaves_what_the_design_names(whole, shard_set):
     assert {line["n"] for line in evaluated} == {index["splits"]["val"]["samples"]}
     best = json.loads((whole / "best" / "model.json").read_text())
     assert best["score"]["mean_dice"] == max(line["mean_dice"] for line in evaluated)
+    means = load_file(whole / "best" / "model.safetensors")
+    kept = weights(whole, best["step"])
+    assert all(torch.equal(mean, kept[f"ema.{name}"]) for name, mean in means.items())
+    assert not torch.equal(kept["stem.weight"], kept["ema.stem.weight"])
     assert list((whole / "wandb").glob("offline-run-*"))
 
 
@@ -56,10 +63,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(python, shard_se
     run = tmp_path / "resumed"
     (run / "checkpoints").mkdir(parents=True)
     shutil.copytree(whole / "checkpoints" / "step-00000004", run / "checkpoints" / "step-00000004")
-    words = ("--steps", 12, "--epochs", 9, "--checkpoint-every", 4, "--keep", 1, *SMALL)
+    words = ("--steps", 12, "--epochs", 9, "--eval-every", 4, "--checkpoint-every", 4, "--keep", 1, *SMALL)
     done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words)
     assert done.returncode == 0, done.stderr
     assert "resumed from step-00000004" in done.stdout
+    changed = [line for line in done.stdout.splitlines() if line.startswith("changed since step-00000004: ")]
+    assert [line.split(": ")[1] for line in changed] == ["keep 9 -> 1"]
     measures = ("step", "epoch", "samples", "loss", "lr", "grad_norm", "pooled_dice")
     kept = [{name: line[name] for name in measures} for line in lines(whole, "train")[4:]]
     assert [{name: line[name] for name in measures} for line in lines(run, "train")] == kept
@@ -77,6 +86,36 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(python, shard_set, whole,
     assert done.returncode == 0, done.stderr
     assert "step-00000012" in done.stdout
     assert "resumed from step-00000008" in done.stdout
+
+
+def test_a_run_does_not_go_on_with_another_seed_nor_from_damaged_checkpoints_alone(python, shard_set, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "checkpoints" / "step-00000004", run / "checkpoints" / "step-00000004")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train = ("-m", "isicdist", "train", "--data", shard_set, "--run", run, *SMALL)
+    done = python(*train, "--seed", 1)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {run}: trained with seed 0, and cannot go on with 1; choose another --run, or the value as it was\n"
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    (run / "checkpoints" / "step-00000004" / "ema.safetensors").write_bytes(b"cut")
+    done = python(*train)
+    assert done.returncode == 1
+    assert "ema.safetensors: damaged" in done.stderr
+    assert "it is the last one: begin again with another --run" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_ends_when_patience_does_and_stays_ended(python, shard_set, tmp_path):
+    """At a rate of nearly nothing, the second evaluation is no better than the first."""
+    run = tmp_path / "run"
+    words = ("--data", shard_set, "--run", run, *SMALL, "--optim.lr", 1e-12, "--eval-every", 1, "--patience", 2)
+    for said in ("no better score in 2 evaluations: ended at step 3", "resumed from step-00000003"):
+        done = python("-m", "isicdist", "train", *words, env={"WANDB_MODE": "disabled"})
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+        assert [line["step"] for line in lines(run, "evaluate")] == [1, 2, 3]
 
 
 def together(python, shard_set, tmp_path, dtype: str, cuts: list[tuple[int, int]], *more: object) -> list[Path]:

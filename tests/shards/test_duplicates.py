@@ -11,11 +11,13 @@ from PIL import Image, ImageEnhance
 
 from shards import format
 from shards.build import build
-from shards.duplicates import MAX_DISTANCE, Duplicate, hashes, joined, near_pairs, perceptual_hash
+from shards.duplicates import MAX_DISTANCE, Duplicate, hash_of, joined, near_pairs, perceptual_hash
 from shards.errors import UsageError
-from shards.plan import BuildOptions
+from shards.pair import load_image
+from shards.plan import BuildOptions, splits_by_hash
 from shards.reader import ShardSet
 from shards.source import find, pair_files
+from shards.verify import verify
 from tests.shards.conftest import write_pair
 
 HALVES = BuildOptions(size=32, split="train=0.5,val=0.5")
@@ -58,7 +60,7 @@ def doubled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_duplicates_are_found_listed_and_kept_in_one_split(doubled: Path, tmp_path: Path):
-    seen = set()
+    seen, moved = set(), set()
     for seed in range(4):
         out = tmp_path / f"set{seed}"
         options = BuildOptions(size=32, split=HALVES.split, seed=seed)
@@ -75,7 +77,14 @@ def test_duplicates_are_found_listed_and_kept_in_one_split(doubled: Path, tmp_pa
         for row in rows:
             assert splits[row["key"]] == row["split"] == row["split_of_that"] == splits[row["duplicate_of"]]
         seen.update(splits[row["key"]] for row in rows)
+        assert verify(out, deep=True).faults == []
+        alone = splits_by_hash(splits, {}, {}, options)
+        for name in ("train", "val"):
+            split = ShardSet.open(out).split(name)
+            assert {split.original_mask(number) is None for number in range(len(split))} == {name == "train"}
+        moved |= {(alone[key], split) for key, split in splits.items() if split != alone[key]}
     assert seen == {"train", "val"}
+    assert moved == {("train", "val"), ("val", "train")}  # both were encoded for the other split at first
 
 
 def test_a_set_that_grows_by_duplicates_moves_no_image(pictures: Path, doubled: Path, tmp_path: Path):
@@ -126,7 +135,7 @@ def test_no_hashes_have_no_near_pairs():
 def test_the_hash_is_the_same_on_every_machine():
     y, x = np.mgrid[:32, :32]
     grey = ((x * x * 3 + y * 7 + x * y) % 251).astype(np.uint8)
-    assert perceptual_hash(grey).hex() == ("00005112d29b7afc5e31a0c9d124904391813e4c7373ca5aeb7b9f8ace61d012")
+    assert hash_of(grey).hex() == ("00005112d29b7afc5e31a0c9d124904391813e4c7373ca5aeb7b9f8ace61d012")
 
 
 @pytest.mark.real
@@ -134,7 +143,8 @@ def test_the_real_set_has_nineteen_pairs_and_no_false_one(real_data: Path):
     archives = ("ISIC2018_Task1-2_Training_Input_256.zip", "ISIC2018_Task1_Training_GroundTruth_256.zip")
     sources, files = find(str(real_data / name) for name in archives)
     pairs = pair_files(files).pairs
-    table = np.frombuffer(b"".join(h or bytes(32) for h in hashes(pairs, sources, lambda: None)), np.uint8)
+    pictures = (load_image(pair.image, sources, "stretch", 128)[0] for pair in pairs)
+    table = np.frombuffer(b"".join(map(perceptual_hash, pictures)), np.uint8)
     found = {(pairs[i].key, pairs[j].key) for i, j, _ in near_pairs(table.reshape(-1, 32))}
     for source in sources:
         source.close()

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from shards import format
-from shards.pair import TURNS, BadPairError, Decoded, load
-from shards.source import File, FolderSource, Pair
+from shards.errors import ToolkitError
+from shards.pair import SCALED_DB, TURNS, BadPairError, Decoded, load, load_image
+from shards.source import File, FolderSource, Pair, find, pair_files
 from tests.shards.conftest import disc, photograph
 
 PICTURE, MASK = photograph(1), disc()
@@ -61,7 +62,7 @@ def test_a_mask_of_any_mode_becomes_the_same_zeros_and_ones(folder: Path, kind: 
         picture = picture.convert(kind)
     picture.save(folder / name)
     decoded = loaded(folder, mask=name)
-    np.testing.assert_array_equal(decoded.mask, (MASK > 128).astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(decoded.mask), MASK)
     assert decoded.flags == []
 
 
@@ -89,8 +90,8 @@ def test_image_and_mask_end_the_same_way_round(folder: Path, orientation: int, d
         return
     decoded = loaded(folder, "A.jpg")
     assert decoded.fit.original == (80, 60)
-    np.testing.assert_array_equal(decoded.mask * 255, np.asarray(upright))
-    assert ((np.asarray(decoded.picture)[..., 0] > 128) == decoded.mask).mean() > 0.99
+    np.testing.assert_array_equal(np.asarray(decoded.mask), np.asarray(upright))
+    assert ((np.asarray(decoded.picture)[..., 0] > 128) == (np.asarray(decoded.mask) > 128)).mean() > 0.99
     assert decoded.jpeg is None  # its bytes lie on their side
 
 
@@ -139,6 +140,13 @@ def test_a_png_cut_anywhere_is_never_taken_as_whole(folder: Path, name: str, cut
     assert caught.value.reason in ("truncated", "unreadable")
 
 
+def test_a_file_that_is_gone_is_no_bad_input(folder: Path):
+    files = [File(0, name, 1) for name in ("A.png", "A_segmentation.png")]
+    (folder / "A_segmentation.png").unlink()
+    with pytest.raises(ToolkitError, match=r"A_segmentation\.png was there and is gone"):
+        load(Pair("A", *files), [FolderSource(str(folder))], "stretch", None)
+
+
 def test_odd_masks_are_flagged_and_kept(folder: Path):
     Image.fromarray(np.zeros_like(MASK)).save(folder / "A_segmentation.png")
     assert loaded(folder).flags == ["constant-mask"]
@@ -147,10 +155,15 @@ def test_odd_masks_are_flagged_and_kept(folder: Path):
     Image.fromarray(grey).save(folder / "A_segmentation.png")
     decoded = loaded(folder)
     assert decoded.flags == ["grey-mask"]
-    assert decoded.mask[0, :2].tolist() == [0, 1]
+    assert np.asarray(decoded.mask)[0, :2].tolist() == [0, 255]
 
 
-def test_a_scaled_decode_is_within_40_db_of_the_full_one(folder: Path):
+def psnr(image: np.ndarray, expected: np.ndarray) -> float:
+    """In dB; of images (H, W, 3) uint8."""
+    return float(10 * np.log10(255**2 / ((image.astype(float) - expected) ** 2).mean().clip(1e-9)))
+
+
+def test_a_scaled_decode_is_within_the_stated_distance_of_the_full_one(folder: Path):
     big = photograph(3, 1497, 2003)
     big = np.clip(big + np.random.default_rng(0).normal(0, 8, big.shape), 0, 255).astype(np.uint8)
     Image.fromarray(big).save(folder / "A.jpg", quality=92)
@@ -159,8 +172,21 @@ def test_a_scaled_decode_is_within_40_db_of_the_full_one(folder: Path):
     assert decoded.picture.size == (752, 562)  # three eighths, rounded up
     with Image.open(folder / "A.jpg") as full:
         expected = decoded.fit.image(full.convert("RGB"))
-    error = ((decoded.fit.image(decoded.picture).astype(float) - expected) ** 2).mean()
-    assert 10 * np.log10(255**2 / error) > 40
+    assert psnr(decoded.fit.image(decoded.picture), expected) > SCALED_DB
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("side", [128, 512])
+def test_scaled_real_photographs_are_within_the_stated_distance(real_data: Path, side: int):
+    sources, files = find([str(real_data / "isic-original")])
+    found = []
+    for pair in pair_files(files).pairs[:20]:
+        decoded = load(pair, sources, "stretch", side)
+        full, fit = load_image(pair.image, sources, "stretch", side)
+        if decoded.picture.size != full.size:
+            found.append(psnr(decoded.fit.image(decoded.picture), fit.image(full)))
+    assert len(found) > 3
+    assert min(found) > SCALED_DB + 1
 
 
 def test_an_upright_jpeg_can_be_copied_as_it_is(folder: Path):

@@ -1,0 +1,99 @@
+"""What a prediction leaves behind for each image: a mask, and if asked for its probabilities and a picture of both."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageFilter
+
+from isicdist.files import publish
+from shards.source import MASK_SUFFIX, File
+
+PROBABILITIES, OVERLAYS = FOLDERS = ("probabilities", "overlays")
+LINE = (0, 229, 255)
+"""The colour of the contour, RGB: none that skin has."""
+LINE_SHARE = 1 / 400
+"""Its width, as a share of the picture's longer side."""
+JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """The files of one prediction, all at each image's own resolution.
+
+    FOLDER/KEY_segmentation.png       8 bits, 255 where the lesion is and 0 elsewhere
+    FOLDER/probabilities/KEY.png      8 bits; value v: the probability p is in v/256 < p <= (v+1)/256
+    FOLDER/overlays/KEY.jpg           the image with the mask's contour
+    """
+
+    folder: Path
+    probabilities: bool = False
+    """Whether the probabilities are written."""
+    overlay: bool = False
+    """Whether the overlays are written."""
+
+    def make_folders(self) -> None:
+        """Make what is not there, and remove what a killed prediction left half written."""
+        for path in self._wanted("any"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for torn in path.parent.glob(".*.new"):
+                torn.unlink()
+
+    def mask(self, file: File) -> Path:
+        """Where the mask of an image lies."""
+        return self._mask(_stem(file))
+
+    def is_done(self, file: File) -> bool:
+        """Whether all that is wanted of an image is there, made since the image was last changed."""
+        wanted = self._wanted(_stem(file))
+        return all(path.exists() and path.stat().st_mtime_ns >= file.changed for path in wanted)
+
+    def write(self, file: File, probs: np.ndarray, threshold: float, picture: np.ndarray | None) -> None:
+        """Write what is wanted of one image, the mask last: `probs` (H, W) float32 in [0, 1].
+
+        `threshold`: the probability above which a pixel is lesion. `picture` (H, W, 3) uint8, where there is to be
+        an overlay.
+        """
+        stem, mask = _stem(file), probs > threshold
+        if self.probabilities:
+            publish(self._probabilities(stem), _png((np.ceil(probs * 256) - 1).clip(0, 255).astype(np.uint8)))
+        if picture is not None:
+            publish(self._overlay(stem), simplejpeg.encode_jpeg(outlined(picture, mask), quality=JPEG_QUALITY))
+        publish(self._mask(stem), _png(mask.view(np.uint8) * np.uint8(255)))
+
+    def _wanted(self, stem: str) -> list[Path]:
+        extras = [self._probabilities(stem)] * self.probabilities + [self._overlay(stem)] * self.overlay
+        return [self._mask(stem), *extras]
+
+    def _mask(self, stem: str) -> Path:
+        return self.folder / f"{stem}{MASK_SUFFIX}.png"
+
+    def _probabilities(self, stem: str) -> Path:
+        return self.folder / PROBABILITIES / f"{stem}.png"
+
+    def _overlay(self, stem: str) -> Path:
+        return self.folder / OVERLAYS / f"{stem}.jpg"
+
+
+def outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of `picture` (H, W, 3) uint8 with the rim of `mask` (H, W) bool drawn on it."""
+    width = max(1, round(max(mask.shape) * LINE_SHARE))
+    grey = Image.fromarray(np.pad(mask, width).view(np.uint8) * np.uint8(255))  # beyond the edge is no lesion
+    blurred = np.asarray(grey.filter(ImageFilter.BoxBlur(width)))[width:-width, width:-width]
+    out = picture.copy()
+    out[mask & (blurred < 255)] = LINE
+    return out
+
+
+def _stem(file: File) -> str:
+    return PurePosixPath(file.name).stem
+
+
+def _png(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,183 @@
+"""From pairs to shards in two steps, so that each pair is decoded once: encode parts, then put shards together.
+
+Which split a pair is in depends on its duplicates, and they are known when every image has been decoded. So the
+pairs are encoded part by part, each part a tar in the folder of work with a record beside it, and a shard is made by
+copying the samples of the final plan. The parts follow the order of a plan that knows no duplicates, which the final
+one mostly repeats: a shard takes a few parts, and a part is deleted when its last shard is published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from typing import IO, Any, Self
+
+from shards import format
+from shards.pack import Sample, encode
+from shards.plan import BuildOptions, Part, PlannedShard
+from shards.pool import Tick
+from shards.source import Rejected, Source
+from shards.tar import tar_writer
+from shards.target import WORK, Target, publish, read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spooled:
+    """A sample that lies in a part."""
+
+    key: str
+    offset: int
+    """Of its first header in the part's tar, in bytes."""
+    sizes: list[int]
+    crcs: list[int]
+    """Of its members, as in the sample table."""
+    original: list[int]
+    """Height and width of the original in pixels."""
+    foreground: int
+    """Mask pixels that are 1."""
+    flags: list[str]
+    hash: str
+    """Of the image, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What an encoded part holds."""
+
+    samples: list[Spooled]
+    rejected: list[Rejected]
+
+    def to_json(self) -> bytes:
+        """As the bytes of its file."""
+        return format.canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """The record that `to_json` wrote."""
+        value = json.loads(text)
+        samples = [Spooled(**row) for row in value["samples"]]
+        return cls(samples=samples, rejected=[Rejected(**row) for row in value["rejected"]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What a published shard holds: enough for the index, without opening the shard again."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    rows: list[list[Any]]
+    """Per sample: key, offset, sizes, crcs, height, width, foreground (as in the sample table)."""
+    flags: dict[str, int]
+    """How many samples carry which flag."""
+
+    def to_json(self) -> bytes:
+        """As the bytes of its file."""
+        return format.canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """The record that `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def tar_name(part: str) -> str:
+    """The name of an encoded part."""
+    return f"{WORK}/{part}.tar"
+
+
+def part_record_name(part: str) -> str:
+    """The name of the record of an encoded part; it is written after the part."""
+    return f"{WORK}/{part}.json"
+
+
+def shard_record_name(shard: PlannedShard) -> str:
+    """The name of the record of a published shard, there while the set is built."""
+    return f"{WORK}/{shard.split}-{shard.number:06d}.json"
+
+
+def encode_part(target: Target, part: Part, sources: list[Source], options: BuildOptions, tick: Tick) -> PartRecord:
+    """Decode, check and encode the pairs of a part, and leave its tar and its record in the folder of work."""
+    samples: list[Spooled] = []
+    rejected: list[Rejected] = []
+    offset = 0
+    with target.writing(tar_name(part.name)) as file, tar_writer(file) as write:
+        for pair, group in zip(part.pairs, part.groups, strict=True):
+            sample = encode(pair, group, sources, options, original=part.original)
+            if isinstance(sample, Sample):
+                write(sample.key, sample.members)
+                spooled = _spooled(sample, offset)
+                samples.append(spooled)
+                offset += format.sample_bytes(spooled.sizes)
+            else:
+                rejected += sample
+            tick()
+    record = PartRecord(samples=samples, rejected=rejected)
+    publish(target, part_record_name(part.name), record.to_json())
+    return record
+
+
+def _spooled(sample: Sample, offset: int) -> Spooled:
+    return Spooled(
+        key=sample.key,
+        offset=offset,
+        sizes=[len(data) for data in sample.members],
+        crcs=[zlib.crc32(data) for data in sample.members],
+        original=list(sample.original),
+        foreground=sample.foreground,
+        flags=sample.flags,
+        hash=sample.hash.hex(),
+    )
+
+
+def write_shard(target: Target, shard: PlannedShard, parts: list[str], *, original: bool) -> ShardRecord:
+    """Put a shard together from the parts that hold its pairs (one name for each) and publish it, then its record.
+
+    `original` says whether its samples keep their masks at the original resolution.
+    """
+    rows: list[list[Any]] = []
+    flags: Counter[str] = Counter()
+    offset = 0
+    digest = hashlib.sha256()
+    with target.writing(shard.name) as file:
+        for sample, tar in _spooled_samples(target, shard, parts):
+            sizes, crcs = sample.sizes, sample.crcs
+            if not original:  # it is the last member
+                sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
+            tar.seek(sample.offset)
+            data = tar.read(format.sample_bytes(sizes))
+            file.write(data)
+            digest.update(data)
+            rows.append([sample.key, offset, sizes, crcs, *sample.original, sample.foreground])
+            offset += len(data)
+            flags.update(sample.flags)
+        end = bytes(format.shard_bytes(offset) - offset)
+        file.write(end)
+        digest.update(end)
+    record = ShardRecord(
+        name=shard.name,
+        samples=len(rows),
+        bytes=offset + len(end),
+        sha256=digest.hexdigest(),
+        rows=rows,
+        flags=dict(flags),
+    )
+    publish(target, shard_record_name(shard), record.to_json())
+    return record
+
+
+def _spooled_samples(target: Target, shard: PlannedShard, parts: list[str]) -> Iterator[tuple[Spooled, IO[bytes]]]:
+    """What lies in the parts for each pair of a shard, and its part's tar."""
+    for part, run in itertools.groupby(zip(shard.pairs, parts, strict=True), key=itemgetter(1)):
+        record = PartRecord.from_json(read(target, part_record_name(part)))
+        samples = {sample.key: sample for sample in record.samples}
+        with target.open(tar_name(part)) as tar:
+            for pair, _ in run:
+                yield samples[pair.key], tar

@@ -1,0 +1,139 @@
+"""One rank of two runs out of memory, computes NaN, dies, or hangs: what becomes of the others and of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent.parent
+WORKER = Path(__file__).parent / "faulty_worker.py"
+WORDS = ("--epochs", 9, "--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1, "--checkpoint-every", 1)
+NO_WANDB = {"WANDB_MODE": "disabled"}
+
+
+def lines(run: Path) -> list[dict]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == "train"]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def test_out_of_memory_on_one_rank_makes_all_micro_batches_smaller(python, shard_set, tmp_path):
+    """Share 3, so micro batches of 3, then 2, then 1: the same samples, and the same weights as on one process."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train = ("train", "--data", shard_set, "--steps", 3, *WORDS)
+    done = python(WORKER, "nan", 0, 0, *train, "--run", whole, env={"DTYPE": "float64", **NO_WANDB})
+    assert done.returncode == 0, done.stderr
+    env = {"DTYPE": "float64", **NO_WANDB}
+    done = python(WORKER, "out_of_memory", 2, 9, *train, "--run", cut, processes=2, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory in step 2: now 2 samples at once" in done.stdout
+    assert "out of memory in step 2: now 1 samples at once" in done.stdout
+    assert [line["samples"] for line in lines(cut)] == [6, 12, 18]
+    assert [line["loss"] for line in lines(cut)] == pytest.approx([line["loss"] for line in lines(whole)], abs=1e-9)
+    for name, weight in weights(whole, 3).items():
+        torch.testing.assert_close(weights(cut, 3)[name], weight, rtol=0, atol=1e-9)
+
+
+def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(python, shard_set, tmp_path):
+    run = tmp_path / "run"
+    words = ("--data", shard_set, "--run", run, *WORDS, "--max-skipped", 1, "--keep", 9, "--steps")
+    done = python(WORKER, "nan", 3, 3, "train", *words, 5, processes=2, env=NO_WANDB)
+    assert done.returncode == 0, done.stderr
+    assert [line["skipped"] for line in lines(run)] == [0, 0, 1, 0, 0]
+    assert lines(run)[2]["loss"] is None
+    before, skipped, after = (weights(run, step)["stem.weight"] for step in (2, 3, 4))
+    assert torch.equal(before, skipped)
+    assert not torch.equal(skipped, after)
+    assert after.isfinite().all()
+
+    # Two steps more, and both are bad: one more than is borne, which is known one step later.
+    done = python(WORKER, "nan", 1, 9, "train", *words, 10, processes=2, env=NO_WANDB)
+    assert done.returncode == 1
+    said = set(re.findall(r"rank \d: (loss or gradient not finite in 2 steps in a row.*)", done.stderr))
+    assert len(said) == 1, done.stderr
+    assert re.search(r"the last one step 7 with samples ISIC_\d{7}, ", said.pop())
+    assert torch.equal(weights(run, 5)["stem.weight"], weights(run, 7)["stem.weight"])
+
+
+@pytest.fixture
+def launched(shard_set, tmp_path) -> Iterator:
+    """Start the worker on two processes under a launcher; whatever is left at the end is killed."""
+    started: list[subprocess.Popen] = []
+
+    def launch(fault: str, first: int, *words: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", str(WORKER)]
+        command += [fault, str(first), "999", "train", "--data", str(shard_set), "--run", str(tmp_path / "run")]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **NO_WANDB}
+        with (tmp_path / "said").open("w") as said:
+            words = (*command, *WORDS, *words)
+            started.append(subprocess.Popen([str(word) for word in words], cwd=ROOT, env=env, stdout=said, stderr=said))
+        return started[0]
+
+    yield launch
+    for process in started:
+        ranks = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for each in (process, *ranks):  # a rank has a session of its own, and one that hangs outlives its launcher
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+def wait_for(what: str, told: Path, seconds: float = 90) -> str:
+    end = time.monotonic() + seconds
+    while not re.search(what, text := told.read_text()):
+        assert time.monotonic() < end, text
+        time.sleep(0.05)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [("kill", r"rank +: 1 .*\n.*exitcode +: -9 .*\(SIGKILL\)"), ("corrupt", r"rank 1: 000003.tar: ISIC_0000007.jpg")],
+)
+def test_when_one_rank_dies_the_others_follow_and_it_is_named(launched, tmp_path, fault, cause):
+    process = launched(fault, 3)
+    wait_for(r"step 2/", tmp_path / "said")
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert ranks
+    begin = time.monotonic()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert time.monotonic() - begin < 20  # 10 on a machine that does nothing else; the third step lies before it
+    process.wait(timeout=30)
+    text = (tmp_path / "said").read_text()
+    assert re.search(cause, text), text
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
+    launched("hang", 3, "--timeout", 3)
+    text = wait_for("does not answer", tmp_path / "said")
+    assert re.search(r"error: rank 0: another rank .* \(Timed out waiting 3000ms.*\); its own line", text), text
+
+
+def test_without_their_launcher_the_ranks_save_and_go(launched, tmp_path):
+    process = launched("nan", 9999)
+    wait_for("step 3", tmp_path / "said")
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert (tmp_path / "run" / "REQUEUE").exists()
+    assert set(re.findall(r"rank (\d): stopped by a signal", (tmp_path / "said").read_text())) == {"0", "1"}
