@@ -1,7 +1,8 @@
-"""How many samples go through the network at once: as many as fit."""
+"""How many samples go through the network at once: as many as fit. And memory that is freed stays ours."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from types import TracebackType
 from typing import Literal, Self
@@ -15,6 +16,20 @@ from shards.errors import TrainingError
 CPU_PIXELS = 2**20
 """Pixels of a micro batch that `auto` begins with on a CPU: 64 images of 128 x 128 or 4 of 512 x 512, for which the
 network wants about 3 GB in float32. More is no faster there, and a system without memory kills a process unasked."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def keep_freed() -> None:
+    """Have glibc keep the memory that this process frees; elsewhere nothing is changed.
+
+    It would give the activations of every step back to the kernel and take them anew, page by page: on a CPU a step
+    took an eighth longer for that. The process never shrinks below its peak, which the next step needs again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def first_micro_size(share: int, side: int, device: torch.device) -> int:

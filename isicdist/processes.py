@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, str_to_bool
 
+from isicdist.memory import keep_freed
 from shards.errors import TrainingError, UsageError
 
 _WAY_OUT = "start with: accelerate launch --config_file launch/cpu2.yaml (or gpu8.yaml) ..."
@@ -37,6 +38,8 @@ def start(timeout: float = 600) -> Accelerator:
     cpu = not torch.cuda.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
     if cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise UsageError("fp16 needs a GPU; launch with --mixed_precision bf16 or no")
+    if cpu:
+        keep_freed()
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -54,3 +56,24 @@ def test_what_cannot_be_cut_is_said_in_one_line():
         Memory().cut(PLAN, 8)
     with pytest.raises(TrainingError, match="out of memory with 1 sample at once"):
         Memory().cut(BatchPlan(global_size=2, micro_size=1, world_size=2), "auto")
+
+
+FAULTS = """
+import resource, torch
+from isicdist.memory import keep_freed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(2**22) for _ in range(4)]  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = faults()
+keep_freed()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_what_a_step_frees_is_there_for_the_next_one(python):
+    given_back, kept = map(int, python("-c", FAULTS).stdout.split())
+    assert kept < given_back / 10
