@@ -4,7 +4,8 @@
 
 SET is a shard set of one size. Every contender trains the same network with the same loss, Adam, precision and batch:
 
-    bare        forward, backward and step on tensors that lie there already: no data, no log, one process
+    bare        forward, backward and step on tensors that lie there already: no data, no log
+    apart       the same, but each process for itself: nothing is exchanged
     isicdist    `isicdist train` as it is: stream, augmentation, the step, Dice, moving average, log
     accelerate  a plain loop of accelerate over a torch DataLoader of JPEG and PNG files with two workers, mirrored
                 and turned; one loss is read per step
@@ -50,7 +51,7 @@ from isicdist.train import train
 from shards.reader import ShardSet
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTENDERS = ("bare", "isicdist", "accelerate", "monai")
+CONTENDERS = ("bare", "apart", "isicdist", "accelerate", "monai")
 
 
 class Files(Dataset[tuple[Tensor, Tensor, int]]):
@@ -85,11 +86,17 @@ def monai_dataset(folder: Path) -> Any:
     return MonaiDataset(rows, Compose(steps))
 
 
-def plain_loop(batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator, warm: int, steps: int) -> float:
-    """Seconds of `steps` steps of the usual loop over float images in [0, 1] and masks, after `warm` others."""
+def plain_loop(
+    batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerator, warm: int, steps: int, *, apart: bool = False
+) -> float:
+    """Seconds of `steps` steps of the usual loop over float images in [0, 1] and masks, after `warm` others.
+
+    `apart`: gradients are not exchanged.
+    """
     torch.manual_seed(0)
     network = ImprovedUNet()
-    network, optimizer = accelerator.prepare(network, torch.optim.Adam(network.parameters(), 2e-3, fused=True))
+    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(network.parameters(), 2e-3, fused=True))
+    network = accelerator.prepare_model(network, evaluation_mode=apart)
     start = 0.0
     for step, (images, masks) in enumerate(batches):
         if step == warm:
@@ -106,10 +113,10 @@ def plain_loop(batches: Iterable[tuple[Tensor, Tensor]], accelerator: Accelerato
     return time.perf_counter() - start
 
 
-def bare(accelerator: Accelerator, batch: int, side: int, warm: int, steps: int) -> float:
-    """Seconds of `steps` steps on one batch that lies there."""
+def bare(accelerator: Accelerator, batch: int, side: int, warm: int, steps: int, *, apart: bool) -> float:
+    """Seconds of `steps` steps on one batch that lies there. `apart`: gradients are not exchanged."""
     images, masks = torch.rand(batch, 3, side, side), torch.randint(0, 2, (batch, 1, side, side), dtype=torch.uint8)
-    return plain_loop(((images, masks) for _ in range(warm + steps)), accelerator, warm, steps)
+    return plain_loop(((images, masks) for _ in range(warm + steps)), accelerator, warm, steps, apart=apart)
 
 
 def loaded(dataset: Any, loader: type, accelerator: Accelerator, batch: int, warm: int, steps: int) -> float:
@@ -155,7 +162,8 @@ def work(data: str, folder: Path, batch: int, steps: int, rounds: int) -> list[d
 
     found: list[dict[str, float]] = []
     for number in range(rounds):
-        seconds = {"bare": bare(accelerator, batch, side, 2, steps)}
+        seconds = {"bare": bare(accelerator, batch, side, 2, steps, apart=False)}
+        seconds["apart"] = bare(accelerator, batch, side, 2, steps, apart=True)
         seconds["isicdist"], wait = ours(data, folder / f"run-{world}-{number}", world, batch, steps)
         seconds["accelerate"] = loaded(Files(folder), DataLoader, accelerator, batch, 2, steps)
         seconds["monai"] = loaded(monai_dataset(folder), MonaiLoader, accelerator, batch, 2, steps)

@@ -24,6 +24,7 @@ from isicdist.augment import augment, normalise, to_unit
 from isicdist.config import AugmentConfig, TrainConfig, load_recipe
 from isicdist.ema import Ema
 from isicdist.loss import segmentation_loss
+from isicdist.memory import keep_freed
 from isicdist.model import ContextModule, ImprovedUNet, KeyedDropout, NormAct
 
 Step = Callable[[], object]
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
+    keep_freed()  # as a run does
     bench = Bench(torch.device(words.device), words.batch, words.side)
     rows = contenders(bench, words.compile)
 
