@@ -65,7 +65,7 @@ class NodeCache:
             for _, freed, path in files:
                 if taken + size <= self.limit:
                     break
-                if path not in keep and _evict(path):
+                if path not in keep and evict(path):
                     taken -= freed
             if taken + size > self.limit:
                 return False
@@ -199,8 +199,8 @@ def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
-def _evict(path: Path) -> bool:
-    """Remove a copy that no process reads, or what a killed one has left of it; whether that was so."""
+def evict(path: Path) -> bool:
+    """Remove a copy that no process reads (it would hold a lock), or what a killed one has left of it; whether so."""
     try:
         if path.suffix == ".part":
             with FileLock(_lock_of(path.with_suffix("").with_suffix("")), timeout=0):

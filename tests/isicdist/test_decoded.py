@@ -7,6 +7,7 @@ import errno
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,18 @@ def test_a_record_that_is_not_whole_is_decoded_again(split, tmp_path, decodes, d
     assert decodes.total() == (len(split) - 4 if damage == "cut short" else 1)
 
 
+def test_a_file_that_is_cut_while_it_is_mapped_is_filled_again(split, tmp_path, decodes):
+    without = read_epoch(split, None)
+    cache = DecodedCache(split, tmp_path)
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+    decodes.clear()
+    os.truncate(cache.path, 4 * decoded.record_bytes(64))
+    for _ in range(3):
+        assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(4, len(split)))
+
+
 DIE_HALF_WAY = """
 import os, sys
 import numpy as np
@@ -157,10 +170,31 @@ def test_auto_keeps_what_fits_comfortably(split, tmp_path, monkeypatch):
     assert DecodedCache.open("auto", split) is None
     monkeypatch.setattr(decoded, "MEMORY_SHARE", 1)
     monkeypatch.setattr(decoded, "DISK_SHARE", 1 << 50)
+    assert DecodedCache.open("auto", split)  # its room is taken already
+    cache.path.unlink()
     assert DecodedCache.open("auto", split) is None
     cache = DecodedCache.open(str(tmp_path / "given"), split)
     assert cache is not None
     assert cache.path.parent == tmp_path / "given"
+
+
+def test_auto_evicts_the_oldest_files_that_nobody_has_open(split, shard_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path))
+    sets = [dataclasses.replace(split, digest=name * 32) for name in "abc"]
+    used, *unused = (DecodedCache.open("auto", each) for each in sets)
+    assert used
+    paths = [cache.path for cache in unused if cache]
+    del unused
+    for age, path in enumerate([used.path, *paths]):  # the one in use is the oldest
+        os.utime(path, (age, age))
+    needed = len(split) * decoded.record_bytes(64)
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=decoded.DISK_SHARE * needed * (not paths[0].exists()))
+
+    monkeypatch.setattr(decoded.shutil, "disk_usage", disk_usage)
+    assert DecodedCache.open("auto", ShardSet.open(shard_set).split("train"))
+    assert [path.exists() for path in (used.path, *paths)] == [True, False, True]
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_it(split, tmp_path):
