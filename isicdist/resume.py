@@ -13,7 +13,7 @@ from torch import nn
 
 from isicdist import checkpoint
 from isicdist.checkpoint import Checkpoint
-from shards.errors import CheckpointError, UsageError
+from shards.errors import CheckpointError, ToolkitError, UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,19 +26,31 @@ def find(run: Path, record: dict[str, Any], accelerator: Accelerator) -> Checkpo
     """The newest valid checkpoint of `run`, the same on every rank; None where there is none.
 
     `record`: the config as it is now, which the checkpoint holds as it was. The main process chooses, and prints
-    what is damaged and what has changed; raises UsageError for a change in what is FIXED or for `resume = "never"`.
+    what is damaged and what has changed. Every rank raises what it raises: UsageError for a change in what is FIXED or
+    for `resume = "never"`, CheckpointError when all are damaged.
     """
-    found = None
+    found, answer = None, None
     if accelerator.is_main_process:
-        checkpoint.put_back_best(run)
-        found = checkpoint.newest(run, lambda damaged: print(f"warning: {damaged}"))
-        if found:
-            if record["resume"] == "never":
-                raise UsageError(f"{run}: has checkpoints already; choose another --run, or --resume auto to go on")
-            for line in changes(found.state["config"], record, run):
-                print(f"changed since {found.path.name}: {line}")
-    chosen = broadcast_object_list([found.path if found else None])[0]
-    return found if found or chosen is None else checkpoint.load(chosen)
+        try:
+            found = _choose(run, record)
+            answer = found.path if found else None
+        except ToolkitError as error:
+            answer = error
+    answer = broadcast_object_list([answer])[0]
+    if isinstance(answer, ToolkitError):
+        raise answer
+    return found if found or answer is None else checkpoint.load(answer)
+
+
+def _choose(run: Path, record: dict[str, Any]) -> Checkpoint | None:
+    checkpoint.put_back_best(run)
+    found = checkpoint.newest(run, lambda damaged: print(f"warning: {damaged}"))
+    if found:
+        if record["resume"] == "never":
+            raise UsageError(f"{run}: has checkpoints already; choose another --run, or --resume auto to go on")
+        for line in changes(found.state["config"], record, run):
+            print(f"changed since {found.path.name}: {line}")
+    return found
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], run: Path) -> list[str]:

@@ -107,6 +107,14 @@ def test_a_run_does_not_go_on_with_another_seed_nor_from_damaged_checkpoints_alo
     assert done.stderr.count("\n") == 1
 
 
+def test_every_rank_refuses_what_the_main_process_refuses(python, shard_set, whole):
+    words = ("--seed", 1, "--steps", 12, "--epochs", 9, *SMALL)
+    done = python("-m", "isicdist", "train", "--data", shard_set, "--run", whole, *words, processes=2)
+    assert done.returncode
+    for rank in range(2):
+        assert f"error: rank {rank}: {whole}: trained with seed 0, and cannot go on with 1; choose" in done.stderr
+
+
 def test_a_run_ends_when_patience_does_and_stays_ended(python, shard_set, tmp_path):
     """At a rate of nearly nothing, the second evaluation is no better than the first."""
     run = tmp_path / "run"
