@@ -113,7 +113,7 @@ class Split:
         decode = format.decode_image if member == format.IMAGE else format.decode_mask
         try:
             return decode(data, out)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
             shard = self.entries[self.table["shard"][number]]["name"]
             name = f"{self.key(number)}.{format.MEMBERS[member]}"
             raise CorruptShardError(f"{shard}: {name} does not decode ({error})") from error

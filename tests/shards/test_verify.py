@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards import format
 from shards.build import build
@@ -72,6 +74,15 @@ def test_deep_names_shard_and_key_of_what_does_not_decode(own: Path, member: int
     assert run("verify", own) == 0
     assert run("verify", own, "--deep") == 1
     assert f"val/000000.tar: {key}.{format.MEMBERS[member]} does not decode" in capsys.readouterr().err
+
+
+def test_a_mask_that_is_no_picture_inside_is_named(own: Path):
+    """A chunk that is broken: Pillow calls it a SyntaxError."""
+    png = io.BytesIO()
+    Image.new("L", (8, 8)).save(png, "PNG")
+    key = exchange(own, format.MASK, png.getvalue().replace(b"IHDR", b"IHDX"))
+    with pytest.raises(CorruptShardError, match=rf"val/000000\.tar: {key}\.mask\.png does not decode"):
+        ShardSet.open(own).split("val").mask(SAMPLE)
 
 
 @pytest.mark.parametrize(
