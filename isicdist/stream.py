@@ -244,12 +244,17 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         """The samples of the epoch. Raises CorruptShardError as `Split.read`."""
         order = epoch_order(self.split, self.seed, self.epoch, self.window)
         steps = range(num_steps(len(order), self.plan.global_size))
-        batches = (numbers for step in steps for numbers in rank_slice(order, step, self.plan, self.rank))
+        batches = ((step, numbers) for step in steps for numbers in rank_slice(order, step, self.plan, self.rank))
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        for numbers in itertools.islice(batches, first, None, every):
-            for number in numbers[numbers != MASKED].tolist():
-                yield self._sample(number)
+        reached = self.split.follow(order)
+        try:
+            for step, numbers in itertools.islice(batches, first, None, every):
+                reached(step * self.plan.global_size)
+                for number in numbers[numbers != MASKED].tolist():
+                    yield self._sample(number)
+        finally:
+            reached(len(order))
 
     def _sample(self, number: int) -> dict[str, Any]:
         shard = self.split.shards[self.split.table["shard"][number]]
