@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from isicdist import processes
 from isicdist.augment import normalise, to_unit
 from isicdist.config import Tta
+from isicdist.decoded import DecodedCache
 from isicdist.dice import HALF, DiceReduction, DiceSummary
 from isicdist.order import BatchPlan
 from isicdist.original import OriginalReduction, has_originals
@@ -24,7 +25,7 @@ from isicdist.segmenter import load_model
 from isicdist.stream import Stream
 from isicdist.thresholds import ThresholdReduction
 from shards import format
-from shards.errors import CheckpointError, ShardSetError
+from shards.errors import CheckpointError, ShardSetError, StoppedError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
@@ -52,15 +53,18 @@ def score(
     workers: int = 2,
     progress: Progress | None = None,
     beside: Sequence[Counter] = (),
+    decoded: DecodedCache | None = None,
 ) -> DiceSummary:
     """The exact scores at 0.5 and the network's resolution; every rank calls it and gets the same.
 
     `micro_size`: images of one forward pass. `beside`: what else is to see every batch; the caller reduces it.
+    `decoded`: where the samples of `split` are kept.
     """
     world = accelerator.num_processes
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
     reduction = DiceReduction(expected=len(split), threshold=HALF)
-    with Stream(split, plan, accelerator.process_index, workers=workers, device=accelerator.device) as stream:
+    rank, device = accelerator.process_index, accelerator.device
+    with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
         for batch in stream.in_order():
             probs = predictor(batch.images)
@@ -73,20 +77,29 @@ def score(
 
 
 def validate(
-    network: nn.Module, split: Split, accelerator: Accelerator, *, micro_size: int
+    network: nn.Module,
+    split: Split,
+    accelerator: Accelerator,
+    *,
+    micro_size: int,
+    decoded: DecodedCache | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[DiceSummary, float]:
     """The scores at 0.5, and the threshold of the highest pooled Dice; every rank calls it and gets the same.
 
-    `network` gives logits of normalised images; it is in evaluation mode meanwhile.
+    `network` gives logits of normalised images; it is put in evaluation mode. `decoded`: where the samples of `split`
+    are kept.
+    Raises StoppedError on every rank when `stop`, asked before each batch and with the same answer on all, says so.
     """
 
     def predictor(images: Tensor) -> Tensor:
+        if stop():
+            raise StoppedError(f"stopped in the middle of an evaluation of {split.name}")
         return network(normalise(to_unit(images))).float().sigmoid()
 
-    thresholds, training = ThresholdReduction(accelerator.device), network.training
+    thresholds = ThresholdReduction(accelerator.device)
     network.eval()
-    summary = score(predictor, split, accelerator, micro_size=micro_size, beside=[thresholds])
-    network.train(training)
+    summary = score(predictor, split, accelerator, micro_size=micro_size, beside=[thresholds], decoded=decoded)
     return summary, thresholds.reduce(accelerator).best_threshold
 
 

@@ -74,6 +74,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     gradients = Gradients(bare.parameters(), accelerator)
     save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, checkpoint.save_best))
 
+    kept, kept_validation = (DecodedCache.open(config.stream.decoded_cache, each) for each in (split, validation))
     stream = Stream(
         split,
         plan,
@@ -83,20 +84,19 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         workers=config.stream.workers,
         prefetch=config.stream.prefetch,
         device=accelerator.device,
-        decoded=DecodedCache.open(config.stream.decoded_cache, split),
+        decoded=kept,
     )
-    step, selection = 0, Selection(patience=config.patience)
+    scaler, step, selection = accelerator.scaler, 0, Selection(patience=config.patience)
     if start:
         stream.load_state_dict(start.state["stream"])
         step, selection.best, selection.since = (start.state[name] for name in ("step", "best", "since_best"))
-        if accelerator.scaler and start.state["scaler"]:
-            accelerator.scaler.load_state_dict(start.state["scaler"])
+        if scaler and start.state["scaler"]:
+            scaler.load_state_dict(start.state["scaler"])
     position = stream.state_dict()
     per_epoch = stream.steps_per_epoch
     total = min(config.epochs * per_epoch, config.steps or config.epochs * per_epoch)
     memory, vote = Memory(), Vote(accelerator, config.timeout)
-    scaled, keys_at = accelerator.scaler is not None, partial(step_keys, stream)
-    guard = Guard(adam, limit=config.max_skipped, scaled=scaled, keys_at=keys_at)
+    guard = Guard(adam, limit=config.max_skipped, scaled=scaler is not None, keys_at=partial(step_keys, stream))
     summary, main = None, accelerator.is_main_process
 
     def learn(batch: Batch, epoch: int) -> None:
@@ -114,11 +114,28 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         gradients.add_loss(loss)
         interval.add(logits, masks, valid)
 
+    def judge() -> bool:
+        """Evaluate, and keep the best; returns whether it came to its end: a signal leaves it to the run after this."""
+        nonlocal summary
+        told, size = (lambda: vote(stop.told)[0]), min(16, plan.micro_size)
+        try:
+            summary, threshold = validate(
+                judged, validation, accelerator, micro_size=size, decoded=kept_validation, stop=told
+            )
+        except StoppedError:
+            return False
+        tracker.log_evaluation(step=step, split="val", **summary.scores())
+        if selection.better(summary.mean_dice):
+            save_best(run, ema.model, model_card(config, shards, step, selection.best, threshold))
+        return True
+
     with stream, StopSignal() as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
         tracker.truncate_after(step)
         accelerator.on_main_process((run / REQUEUE_NAME).unlink)(missing_ok=True)
         if start:
             tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
+            if start.state["unjudged"] and not judge():
+                raise _stopped(run, step, tracker, accelerator)
         interval = Interval(accelerator)
         while step < total and not selection.over:
             epoch = stream.epoch_number
@@ -155,20 +172,15 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
                     samples = epoch * len(split) + (stream.consumed or len(split))
                     measured = interval.report()
                     tracker.log_train(step=step, epoch=epoch, samples=samples, lr=lr, grad_norm=norm.item(), **measured)
-                if _due(step, config.eval_every, epoch_ends, total):
-                    size = min(16, plan.micro_size)
-                    summary, threshold = validate(judged, validation, accelerator, micro_size=size)
-                    tracker.log_evaluation(step=step, split="val", **summary.scores())
-                    if selection.better(summary.mean_dice):
-                        save_best(run, ema.model, model_card(config, shards, step, selection.best, threshold))
-                done = step == total or selection.over
-                if stopping or done or _due(step, config.checkpoint_every, epoch_ends, total):
-                    state = {"best": selection.best, "since_best": selection.since, "stream": position}
-                    state |= {"scaler": accelerator.scaler and accelerator.scaler.state_dict(), "config": record}
+                unjudged = _due(step, config.eval_every, epoch_ends, total) and not judge()
+                done = (step == total or selection.over) and not unjudged
+                if stopping or unjudged or done or _due(step, config.checkpoint_every, epoch_ends, total):
+                    state = {"best": selection.best, "since_best": selection.since, "unjudged": unjudged}
+                    state |= {"stream": position, "scaler": scaler and scaler.state_dict(), "config": record}
                     save(run, step, bare, ema.model, optimizer, state, keep=config.keep)
                 if done:
                     break
-                if stopping:
+                if stopping or unjudged:
                     raise _stopped(run, step, tracker, accelerator)
         if selection.over:
             tracker.note(f"no better score in {selection.since} evaluations: ended at step {step}")

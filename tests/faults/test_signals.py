@@ -98,3 +98,35 @@ def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, 
     logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train" in line]
     assert logged == list(range(1, step + 3))  # no step twice, none left out
     assert not (run / "REQUEUE").exists()
+
+
+TOLD_WHILE_IT_EVALUATES = """
+import os, signal, sys
+import isicdist.train
+from isicdist.cli import main
+
+def told(*words, **more):
+    isicdist.train.validate = validate
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return validate(*words, **more)
+
+validate, isicdist.train.validate = isicdist.train.validate, told
+main(sys.argv[1:])
+"""
+
+
+def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(shard_set, tmp_path, python):
+    runs, script = (tmp_path / "whole", tmp_path / "cut"), tmp_path / "told.py"
+    script.write_text(TOLD_WHILE_IT_EVALUATES)
+    train = ("train", "--data", shard_set, "--steps", 4, "--eval-every", 2, *WORDS)
+    assert python("-m", "isicdist", *train, "--run", runs[0]).returncode == 0
+    stopped = python(script, *train, "--run", runs[1], processes=2, env={"PYTHONPATH": str(ROOT)})
+    assert set(re.findall(r"rank \d: stopped by a signal after step (\d+)", stopped.stderr)) == {"2"}, stopped.stderr
+    assert not (runs[1] / "best").exists()
+    again = python("-m", "isicdist", *train, "--run", runs[1])
+    assert again.returncode == 0, again.stderr
+    events = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    steps = [[(line["event"], line["step"]) for line in of_run] for of_run in events]
+    assert steps[0] == steps[1]
+    assert json.loads((runs[1] / "best" / "model.json").read_text())["step"] in (2, 4)

@@ -172,9 +172,8 @@ def test_a_model_whose_threshold_is_a_half_shows_its_scores_once(run):
 
 def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, shard_set):
     accelerator, split = Accelerator(cpu=True), ShardSet.open(shard_set).split("val")
-    model = build_model(CONFIG).train()
+    model = build_model(CONFIG)
     summary, threshold = validate(model, split, accelerator, micro_size=16)
-    assert model.training
     record = summary_of(run)
     assert summary.scores() == scores_of(record)
     assert threshold == record["thresholds"]["best_threshold"]
