@@ -112,10 +112,11 @@ def test_when_one_rank_dies_the_others_follow_and_it_is_named(launched, tmp_path
     wait_for(r"step 2/", tmp_path / "said")
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert ranks
-    begin = time.monotonic()
-    _, alive = psutil.wait_procs(ranks, timeout=60)
+    end = time.monotonic() + 60
+    while not (gone := psutil.wait_procs(ranks, timeout=0.02)[0]):
+        assert time.monotonic() < end
+    _, alive = psutil.wait_procs([rank for rank in ranks if rank not in gone], timeout=10)
     assert not alive
-    assert time.monotonic() - begin < 20  # 10 on a machine that does nothing else; the third step lies before it
     process.wait(timeout=30)
     text = (tmp_path / "said").read_text()
     assert re.search(cause, text), text
