@@ -139,6 +139,7 @@ def evaluate(
             curve=curve.reduce(accelerator),
             subgroups=subgroups,
         )
+    accelerator.end_training()  # a process that ends with its group still up may abort
     if results.curve.undefined:
         raise CheckpointError(
             f"{checkpoint}: {results.curve.undefined} pixels of split {split_name} get no probability (NaN): "

@@ -106,6 +106,7 @@ def predict(
             rejected += [refused] if refused else []
 
     rejected, masks, kept = gather_object(rejected), sum(gather_object([masks])), sum(gather_object([kept]))
+    accelerator.end_training()  # a process that ends with its group still up may abort
     if not accelerator.is_main_process:
         return None
     _save_rejected(out / REJECTED, rejected)

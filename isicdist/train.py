@@ -193,6 +193,7 @@ def _stopped(run: Path, step: int, tracker: Tracker, accelerator: Accelerator) -
     accelerator.on_main_process((run / REQUEUE_NAME).touch)()
     tracker.close("stopped")
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return StoppedError(f"stopped by a signal after step {step}; start the same command again to go on")
 
 
