@@ -52,7 +52,7 @@ def build(
     out
         Folder or fsspec URL for the shard set.
     size
-        Side of the square images in pixels, or original to copy the images as they are.
+        Side of the square images in pixels, or original to copy images and masks as they are, undecoded.
     fit
         How an image is brought to the square: squeezed, on black, or its centre.
     split

@@ -108,6 +108,11 @@ def print_build(result: BuildResult) -> None:
         print(f"what was left out is listed in {result.place}/{format.REJECTED_NAME}")
     for flag, number in counts["flags"].items():
         print(f"{number} samples are flagged {flag}")
+    if format.COPIED in counts["flags"]:
+        print(
+            "nothing copied was decoded: only equal bytes count as duplicates, and odd masks were not looked for; "
+            f"isic-shards verify --deep {result.place} decodes every pair"
+        )
     if counts["duplicates"]:
         what = _duplicates(counts)
         print(f"duplicates by what is the same: {what}; listed in {result.place}/{format.DUPLICATES_NAME}")
@@ -173,5 +178,8 @@ def _sizes(height: np.ndarray, width: np.ndarray) -> str:
 def _areas(rows: np.ndarray, size: int | None) -> str:
     if not len(rows):
         return "-"
+    rows = rows[rows["foreground"] != format.UNCOUNTED]
+    if not len(rows):
+        return "not counted"
     pixels = size * size if size else rows["height"].astype(np.int64) * rows["width"]
     return " / ".join(f"{share:.0%}" for share in np.quantile(rows["foreground"] / pixels, (0.1, 0.5, 0.9)))

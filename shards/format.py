@@ -14,6 +14,9 @@ One sample is adjacent members of one tar with one key, in this order:
     KEY.mask.png       the mask at the image's size: 1-bit greyscale PNG, 1 where the lesion is
     KEY.original.png   the mask at its original resolution (val and test), 1-bit greyscale PNG
 
+A sample whose flags have `copied` (--size original) has the source's bytes, which nobody has decoded: its masks may be
+8-bit greyscale PNG, with the lesion above 128.
+
 A key is 1 to 80 letters, digits, "_" or "-": a dot would end it early in webdataset. Member headers are 512
 bytes with mtime, uid and gid 0, empty user and group names and mode 0444, and bodies are padded to 512. So a
 member's bytes are found from its sample's offset and the sizes of the members before it (`member_spans`).
@@ -34,7 +37,7 @@ the same version. So a reader takes no notice of a field it does not know, and d
 
 A row of the sample table (`sample_dtype`): key (ASCII), shard (its place in the list of shards), offset (of the
 sample's first header in the shard), size[4] and crc[4] (CRC-32, of the members in the order above; size 0 where
-there is none), height and width of the original, foreground (mask pixels that are 1).
+there is none), height and width of the original, foreground (mask pixels that are 1, or UNCOUNTED where copied).
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ IMAGE, META, MASK, ORIGINAL = range(4)
 BLOCK = 512  # bytes: a tar header, and what bodies are padded to
 SHARD_END = 10240  # bytes: a tar is padded to a multiple of its record
 FOREGROUND = 128  # a mask value above it is lesion, as the official scorer has it
+UNCOUNTED = 2**32 - 1  # foreground of a mask that nobody has decoded
+COPIED = "copied"  # flag of a sample that has the source's bytes
 JPEG_QUALITY = 95
 MAX_PIXELS = 100_000_000  # of one image: a decompression bomb is bigger
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"  # then width, height, kind and CRC-32
@@ -160,7 +165,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """The mask (H, W) uint8, 1 where the lesion is, of a 1-bit PNG; into `out` where one is given.
+    """The mask (H, W) uint8, 1 where the lesion is, of a 1-bit or 8-bit PNG; into `out` where one is given.
 
     Raises OSError or ValueError for anything else, for a size that is not that of `out`, and for more than MAX_PIXELS.
     What `encode_mask` did not write is left to Pillow. The checksums of PNG's chunks are not looked at: those of the
@@ -169,13 +174,34 @@ def decode_mask(data: bytes | memoryview, out: np.ndarray | None = None) -> np.n
     mask = _plain_mask(data)
     if mask is None:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if picture.mode != "1":
-                raise ValueError(f"a mask of mode {picture.mode}, not 1-bit")
+            if picture.mode not in ("1", "L"):
+                raise ValueError(f"a mask of mode {picture.mode}, not 1-bit or 8-bit grey")
             mask = np.array(picture, dtype=np.uint8)
+            if picture.mode == "L":
+                mask = (mask > FOREGROUND).view(np.uint8)
     if out is None:
         return mask
     out[:] = _of_shape(mask, out)
     return out
+
+
+def whole_png(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a 1-bit or 8-bit grey PNG every chunk of which is whole, without decoding it; else None.
+
+    None also for one with a palette, transparency or EXIF, which it would need to be decoded by.
+    """
+    if data[:16] != PNG_START or data[24:26] not in (b"\1\0", b"\x08\0"):
+        return None
+    start, odd = 8, (b"PLTE", b"tRNS", b"eXIf")
+    while len(head := data[start : start + 8]) == 8:
+        end = start + 8 + int.from_bytes(head[:4], "big")
+        if head[4:] in odd or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        if head[4:] == b"IEND":
+            width, height = struct.unpack(">II", data[16:24])
+            return (width, height) if end + 4 == len(data) else None
+        start = end + 4
+    return None
 
 
 def _plain_mask(data: bytes | memoryview) -> np.ndarray | None:

@@ -1,4 +1,7 @@
-"""Encode a pair: decode and check it once, and make from that the members of its sample and its perceptual hash."""
+"""Encode a pair: decode and check it once, and make from that the members of its sample and its perceptual hash.
+
+Where the originals are kept, a pair is copied instead, if it can be: its headers are checked, and nothing is decoded.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards import format
-from shards.duplicates import perceptual_hash
-from shards.pair import BadPairError, load
+from shards.duplicates import bytes_hash, perceptual_hash
+from shards.geometry import Fit
+from shards.pair import BadPairError, as_it_is, load
 from shards.plan import BuildOptions
 from shards.source import Pair, Rejected, Source
 
@@ -23,7 +27,7 @@ class Sample:
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     foreground: int
-    """Mask pixels that are 1."""
+    """Mask pixels that are 1, or `format.UNCOUNTED`."""
     flags: list[str]
     hash: bytes
     """Of the image (`shards.duplicates`)."""
@@ -32,28 +36,30 @@ class Sample:
 def encode(
     pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, original: bool
 ) -> Sample | list[Rejected]:
-    """Decode, fit and encode a pair, with its mask at the original resolution where asked; or say what is bad."""
+    """Copy a pair, or decode, fit and encode it, with the original mask where asked; or say what is bad."""
     try:
+        copied = as_it_is(pair, sources) if options.size is None else None
+        if copied:
+            flags = [format.COPIED]
+            members = [copied.jpeg, _meta(pair, group, copied.fit, flags), copied.png, copied.png if original else b""]
+            return Sample(
+                key=pair.key,
+                members=members,
+                original=copied.fit.original,
+                foreground=format.UNCOUNTED,
+                flags=flags,
+                hash=bytes_hash(copied.jpeg),
+            )
         decoded = load(pair, sources, options.fit, options.size)
     except BadPairError as error:
         return error.rejected(pair)
     fit = decoded.fit
     mask = fit.mask(decoded.mask)
-    copied = decoded.jpeg if fit.kind == "original" else None
-    shown = decoded.picture if copied else fit.shown(decoded.picture)
-    meta = {
-        "key": pair.key,
-        "height": fit.original[0],
-        "width": fit.original[1],
-        "image": pair.image.name,
-        "mask": pair.mask.name,
-        "group": group,
-        "fit": fit.to_json(),
-        "flags": decoded.flags,
-    }
+    jpeg = decoded.jpeg if fit.kind == "original" else None
+    shown = decoded.picture if jpeg else fit.shown(decoded.picture)
     members = [
-        copied or format.encode_image(fit.place(np.asarray(shown))),
-        format.canonical_json(meta),
+        jpeg or format.encode_image(fit.place(np.asarray(shown))),
+        _meta(pair, group, fit, decoded.flags),
         format.encode_mask(mask),
         format.encode_mask(np.asarray(decoded.mask)) if original else b"",
     ]
@@ -64,4 +70,20 @@ def encode(
         foreground=int(mask.sum()),
         flags=decoded.flags,
         hash=perceptual_hash(shown),
+    )
+
+
+def _meta(pair: Pair, group: str, fit: Fit, flags: list[str]) -> bytes:
+    """The sample's JSON."""
+    return format.canonical_json(
+        {
+            "key": pair.key,
+            "height": fit.original[0],
+            "width": fit.original[1],
+            "image": pair.image.name,
+            "mask": pair.mask.name,
+            "group": group,
+            "fit": fit.to_json(),
+            "flags": flags,
+        }
     )

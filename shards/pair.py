@@ -112,6 +112,32 @@ def load(pair: Pair, sources: list[Source], kind: str, side: int | None) -> Deco
     return Decoded(picture=image, fit=fit, mask=mask, flags=flags, jpeg=data if rgb_jpeg and turn == 1 else None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """A pair that can be copied as it is: its bytes, by whose headers nothing is odd."""
+
+    jpeg: bytes
+    png: bytes
+    fit: Fit
+
+
+def as_it_is(pair: Pair, sources: list[Source]) -> Copied | None:
+    """A pair of an upright RGB JPEG and a grey PNG of its size, both whole by their headers; None for any other.
+
+    Nothing is decoded. Whatever is odd is for `load`, which says what is wrong with it. Raises BadPairError.
+    """
+    jpeg, png = (_bytes(file, sources) for file in (pair.image, pair.mask))
+    size = format.whole_png(png)
+    if size is None or not jpeg.endswith(JPEG_END):
+        return None
+    picture = _header(pair.image, jpeg)
+    with _damage_named(pair.image):
+        upright = _orientation(picture) == 1
+    if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
+        return None
+    return Copied(jpeg=jpeg, png=png, fit=Fit.plan("original", size[1], size[0], None))
+
+
 def load_image(file: File, sources: list[Source], kind: str, side: int | None) -> tuple[Image.Image, Fit]:
     """Read and decode one image that has no mask: upright, RGB, and how it is to be fitted. Raises BadPairError."""
     data = _bytes(file, sources)

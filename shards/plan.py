@@ -26,7 +26,7 @@ class BuildOptions:
     """What decides the bytes of a shard set, beside its inputs."""
 
     size: int | None = 512
-    """Side of the square images in pixels; None copies the originals."""
+    """Side of the square images in pixels; None copies the originals, undecoded where nothing is odd about them."""
     fit: FitKind = "stretch"
     """How an image is brought to the square (`shards.geometry`)."""
     split: str = "train=0.8,val=0.1,test=0.1"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import IO, Any, Self
+
+from isal import isal_zlib
 
 from shards import format
 from shards.pack import Sample, encode
@@ -40,7 +41,7 @@ class Spooled:
     original: list[int]
     """Height and width of the original in pixels."""
     foreground: int
-    """Mask pixels that are 1."""
+    """Mask pixels that are 1, or `format.UNCOUNTED`."""
     flags: list[str]
     hash: str
     """Of the image, in hexadecimal digits."""
@@ -129,7 +130,7 @@ def _spooled(sample: Sample, offset: int) -> Spooled:
         key=sample.key,
         offset=offset,
         sizes=[len(data) for data in sample.members],
-        crcs=[zlib.crc32(data) for data in sample.members],
+        crcs=[isal_zlib.crc32(data) for data in sample.members],
         original=list(sample.original),
         foreground=sample.foreground,
         flags=sample.flags,

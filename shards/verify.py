@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import zlib
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from shards import format
 from shards.errors import CorruptShardError
@@ -118,6 +121,12 @@ def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> 
     return faults
 
 
+def _is_black(split: Split, sample: int) -> bool:
+    """Whether a mask without foreground, which may have been copied from anywhere, is 0 throughout."""
+    with Image.open(io.BytesIO(split.read(sample, format.MASK)), formats=["PNG"]) as picture:
+        return picture.getextrema() == (0, 0)
+
+
 def _decode(split: Split, sample: int, shard: str) -> list[str]:
     """Decode all of a sample, and compare what it says of itself with what it is."""
     row, key = split.table[sample], split.key(sample)
@@ -133,8 +142,9 @@ def _decode(split: Split, sample: int, shard: str) -> list[str]:
     checks = {
         "the image and the mask differ in size": image.shape[:2] == mask.shape,
         "its size is not the set's": split.size is None or mask.shape == (split.size, split.size),
-        "its foreground is not the table's": int(mask.sum()) == row["foreground"],
+        "its foreground is not the table's": row["foreground"] in (int(mask.sum()), format.UNCOUNTED),
         "its JSON is another sample's": described == (key, *size),
         "its original mask has another size": original is None or original.shape == size,
+        f"its mask has values, but none above {format.FOREGROUND}": mask.any() or _is_black(split, sample),
     }
     return [f"{shard}: {key}: {what}" for what, right in checks.items() if not right]
