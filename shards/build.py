@@ -123,8 +123,8 @@ def _build(
     options, fail = run.job.options, run.job.options.on_bad_input == "fail"
     keys = [pair.key for pair in pairing.pairs]
     first = given or splits_by_hash(keys, groups, {}, options)
-    if not given and not (fail and pairing.rejected):  # or what is bad is said before any word about splits
-        check_filled(first, options)
+    if not (fail and pairing.rejected):  # or what is bad is said before any word about splits
+        check_filled(first, options, given)
     spool = run.encode(cut(plan_shards(pairing.pairs, first, groups, options), options, turn=0))
     bad = sorted(pairing.rejected + spool.rejected, key=lambda row: row.path)
     if bad and (fail or not spool.hashes):
@@ -132,9 +132,11 @@ def _build(
 
     good = [pair for pair in pairing.pairs if pair.key in spool.hashes]
     duplicates = run.duplicates(good, spool.hashes)
-    splits = given or splits_by_hash(spool.hashes, groups, joined(groups, duplicates), options)
-    if not given:
-        check_filled(splits, options)
+    if given:
+        splits = {pair.key: given[pair.key] for pair in good}
+    else:
+        splits = splits_by_hash(spool.hashes, groups, joined(groups, duplicates), options)
+    check_filled(splits, options, given)
     shards = plan_shards(good, splits, groups, options)
     # Duplicates take a few pairs to a split that keeps the original masks, which their first split does not.
     moved = [
@@ -277,6 +279,6 @@ def _kind(near: tuple[Pair, Pair, int], job: Job, tick: Tick) -> str:
 
 def _write(item: tuple[PlannedShard, list[str]], job: Job, tick: Tick) -> None:
     shard, parts = item
-    write_shard(job.target, shard, parts, original=job.options.keeps_original(shard.split))
+    write_shard(job.target, shard, parts, job.sources, job.options)
     for _ in shard.pairs:
         tick()

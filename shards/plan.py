@@ -125,14 +125,17 @@ def splits_by_hash(
     return {key: split_of(tied.get(name, name), fractions, options.seed) for key, name in names}
 
 
-def check_filled(splits: Mapping[str, str], options: BuildOptions) -> None:
-    """Raise SourceError when one of the splits that are decided by hash gets nothing."""
-    empty = [name for name in parse_fractions(options.split) if name not in set(splits.values())]
+def check_filled(splits: Mapping[str, str], options: BuildOptions, given: Mapping[str, str]) -> None:
+    """Raise SourceError when a split of `options`, or of those that were given if any, gets nothing."""
+    names, filled = dict.fromkeys(given.values()) or parse_fractions(options.split), set(splits.values())
+    empty = [name for name in names if name not in filled]
     if empty:
-        raise SourceError(
-            f"split {empty[0]} gets none of the {len(splits)} pairs; "
-            "give more images, other fractions (--split) or another --seed"
+        way_out = (
+            "mend its images (--on-bad-input fail lists what is wrong) or take it out of the --split-file"
+            if given
+            else "give more images, other fractions (--split) or another --seed"
         )
+        raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {way_out}")
 
 
 def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from shards import format
 from shards.errors import SourceError
@@ -106,6 +106,9 @@ class BadInputError(SourceError):
 class Source(Protocol):
     """A place with files."""
 
+    rereads: ClassVar[bool]
+    """Whether to read a file again costs no more than to read a copy of it."""
+
     @property
     def place(self) -> str:
         """Its path or URL."""
@@ -128,6 +131,7 @@ class Source(Protocol):
 class FolderSource:
     """A folder with everything below it."""
 
+    rereads: ClassVar[bool] = True
     place: str
 
     def files(self, source: int) -> list[File]:
@@ -157,6 +161,7 @@ class FolderSource:
 class ZipSource:
     """A zip archive, read in place; `place` is a path or an fsspec URL."""
 
+    rereads: ClassVar[bool] = False
     place: str
     _open: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)
 
@@ -202,6 +207,7 @@ class ZipSource:
 class UrlSource:
     """A folder behind an fsspec URL."""
 
+    rereads: ClassVar[bool] = False
     place: str
 
     def files(self, source: int) -> list[File]:
@@ -225,6 +231,7 @@ class UrlSource:
 class FileSource:
     """A single picture; `place` is a path or an fsspec URL."""
 
+    rereads: ClassVar[bool] = False
     place: str
 
     def files(self, source: int) -> list[File]:

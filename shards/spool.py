@@ -4,6 +4,9 @@ Which split a pair is in depends on its duplicates, and they are known when ever
 pairs are encoded part by part, each part a tar in the folder of work with a record beside it, and a shard is made by
 copying the samples of the final plan. The parts follow the order of a plan that knows no duplicates, which the final
 one mostly repeats: a shard takes a few parts, and a part is deleted when its last shard is published.
+
+A pair whose bytes are copied, from a folder, leaves in its part's record only what was found out about it, and its
+shard takes it from the folder.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from typing import IO, Any, Self
 from isal import isal_zlib
 
 from shards import format
+from shards.errors import ToolkitError
 from shards.pack import Sample, encode
 from shards.plan import BuildOptions, Part, PlannedShard
 from shards.pool import Tick
-from shards.source import Rejected, Source
-from shards.tar import tar_writer
+from shards.source import Pair, Rejected, Source
+from shards.tar import packed
 from shards.target import WORK, Target, publish, read
 
 
@@ -33,8 +37,8 @@ class Spooled:
     """A sample that lies in a part."""
 
     key: str
-    offset: int
-    """Of its first header in the part's tar, in bytes."""
+    offset: int | None
+    """Of its first header in the part's tar, in bytes; None where it is left in the sources."""
     sizes: list[int]
     crcs: list[int]
     """Of its members, as in the sample table."""
@@ -109,14 +113,15 @@ def encode_part(target: Target, part: Part, sources: list[Source], options: Buil
     samples: list[Spooled] = []
     rejected: list[Rejected] = []
     offset = 0
-    with target.writing(tar_name(part.name)) as file, tar_writer(file) as write:
+    with target.writing(tar_name(part.name)) as file:
         for pair, group in zip(part.pairs, part.groups, strict=True):
             sample = encode(pair, group, sources, options, original=part.original)
             if isinstance(sample, Sample):
-                write(sample.key, sample.members)
-                spooled = _spooled(sample, offset)
-                samples.append(spooled)
-                offset += format.sample_bytes(spooled.sizes)
+                copied = format.COPIED in sample.flags
+                left = copied and all(sources[file.source].rereads for file in (pair.image, pair.mask))
+                samples.append(_spooled(sample, None if left else offset))
+                if not left:
+                    offset += file.write(packed(sample.key, sample.members))
             else:
                 rejected += sample
             tick()
@@ -125,12 +130,16 @@ def encode_part(target: Target, part: Part, sources: list[Source], options: Buil
     return record
 
 
-def _spooled(sample: Sample, offset: int) -> Spooled:
+def _crcs(sample: Sample) -> list[int]:
+    return [isal_zlib.crc32(data) for data in sample.members]
+
+
+def _spooled(sample: Sample, offset: int | None) -> Spooled:
     return Spooled(
         key=sample.key,
         offset=offset,
         sizes=[len(data) for data in sample.members],
-        crcs=[isal_zlib.crc32(data) for data in sample.members],
+        crcs=_crcs(sample),
         original=list(sample.original),
         foreground=sample.foreground,
         flags=sample.flags,
@@ -138,22 +147,27 @@ def _spooled(sample: Sample, offset: int) -> Spooled:
     )
 
 
-def write_shard(target: Target, shard: PlannedShard, parts: list[str], *, original: bool) -> ShardRecord:
-    """Put a shard together from the parts that hold its pairs (one name for each) and publish it, then its record.
-
-    `original` says whether its samples keep their masks at the original resolution.
-    """
+def write_shard(
+    target: Target, shard: PlannedShard, parts: list[str], sources: list[Source], options: BuildOptions
+) -> ShardRecord:
+    """Put a shard together from the parts that hold its pairs (one name for each) and publish it, then its record."""
+    original = options.keeps_original(shard.split)
     rows: list[list[Any]] = []
     flags: Counter[str] = Counter()
     offset = 0
     digest = hashlib.sha256()
     with target.writing(shard.name) as file:
-        for sample, tar in _spooled_samples(target, shard, parts):
+        spooled = _spooled_samples(target, shard, parts)
+        for pair, group, (sample, tar) in zip(shard.pairs, shard.groups, spooled, strict=True):
             sizes, crcs = sample.sizes, sample.crcs
             if not original:  # it is the last member
                 sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
-            tar.seek(sample.offset)
-            data = tar.read(format.sample_bytes(sizes))
+            if sample.offset is None:
+                again = encode(pair, group, sources, options, original=original)
+                data = _unchanged(pair, again, crcs, sources)
+            else:
+                tar.seek(sample.offset)
+                data = tar.read(format.sample_bytes(sizes))
             file.write(data)
             digest.update(data)
             rows.append([sample.key, offset, sizes, crcs, *sample.original, sample.foreground])
@@ -172,6 +186,16 @@ def write_shard(target: Target, shard: PlannedShard, parts: list[str], *, origin
     )
     publish(target, shard_record_name(shard), record.to_json())
     return record
+
+
+def _unchanged(pair: Pair, again: Sample | list[Rejected], crcs: list[int], sources: list[Source]) -> memoryview:
+    """A sample that was left in its sources, as it lies in a tar. Raises ToolkitError when it is not what it was."""
+    if not isinstance(again, Sample) or _crcs(again) != crcs:
+        raise ToolkitError(
+            f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build; "
+            "leave the sources as they are, and run again"
+        )
+    return packed(again.key, again.members)
 
 
 def _spooled_samples(target: Target, shard: PlannedShard, parts: list[str]) -> Iterator[tuple[Spooled, IO[bytes]]]:

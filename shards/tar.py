@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 from shards import format
 
 
-@contextmanager
-def tar_writer(file: IO[bytes]) -> Iterator[Callable[[str, list[bytes]], None]]:
-    """A function that appends a sample to a tar: called with its key and its members, as in `format.MEMBERS`."""
-    with load_writer().TarWriter(
-        cast(BinaryIO, file), user="", group="", mode=0o444, mtime=0, compress=False, encoder=False
-    ) as tar:
-
-        def write(key: str, members: list[bytes]) -> None:
-            named = {format.MEMBERS[i]: data for i, data in enumerate(members) if data}
-            tar.write({"__key__": key, **named})
-
-        yield write
+def packed(key: str, members: list[bytes]) -> memoryview:
+    """A sample as it lies in a tar. `members`: as in `format.MEMBERS`; an empty one is left out."""
+    named = {format.MEMBERS[i]: data for i, data in enumerate(members) if data}
+    file = io.BytesIO()
+    with load_writer().TarWriter(file, user="", group="", mode=0o444, mtime=0, compress=False, encoder=False) as tar:
+        tar.write({"__key__": key, **named})
+    return file.getbuffer()[: format.sample_bytes([len(data) for data in members])]  # without a tar's end
 
 
 _loading = threading.Lock()  # a Dask worker may have several threads

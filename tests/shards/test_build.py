@@ -202,6 +202,18 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path: Path):
     assert not (tmp_path / "set").exists()
 
 
+def test_a_given_split_of_bad_pairs_alone_is_refused(tmp_path: Path):
+    for key in "ABC":
+        write_pair(tmp_path / "in", key, ord(key))
+    image = tmp_path / "in" / "A.jpg"
+    image.write_bytes(image.read_bytes()[:100])
+    (tmp_path / "splits.csv").write_text("id,split\nA,val\nB,train\nC,train\n")
+    options = BuildOptions(size=32, split_file=str(tmp_path / "splits.csv"), on_bad_input="skip")
+    with pytest.raises(SourceError, match="split val gets none of the 2 pairs; mend its images"):
+        build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", options, workers=1)
+    assert not (tmp_path / "set").exists()
+
+
 def test_no_work_folder_is_left(shard_set: ShardSet):
     assert not (shard_set.root / WORK).exists()
 

@@ -14,6 +14,7 @@ from PIL import Image
 from shards import format
 from shards.build import build
 from shards.console import print_build, print_info
+from shards.errors import ToolkitError
 from shards.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.source import BadInputError
@@ -57,6 +58,24 @@ def test_any_number_of_workers_makes_the_same_bytes(folder: Path):
     sets = [packed(folder, workers=workers).root for workers in (1, 3)]
     one, other = ({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in sets)
     assert one == other
+
+
+def test_a_folder_is_read_again_where_an_archive_is_spooled_to_the_same_bytes(folder: Path):
+    archive = shutil.make_archive(str(folder), "zip", folder)
+    from_folder = packed(folder).root
+    from_archive = build(archive, archive, folder.parent / "zip", WHOLE, workers=1).place
+    for shard in [*from_folder.rglob("*.tar")]:
+        assert shard.read_bytes() == (Path(from_archive) / shard.relative_to(from_folder)).read_bytes()
+
+
+def test_a_file_that_changes_before_its_shard_is_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def change(_: np.ndarray) -> list[tuple[int, int, int]]:
+        shutil.copyfile(folder / "ISIC_0000004.jpg", folder / f"{ODD}.jpg")
+        return []
+
+    monkeypatch.setattr("shards.build.near_pairs", change)
+    with pytest.raises(ToolkitError, match=rf"{ODD}.jpg or its mask has changed during the build"):
+        packed(folder)
 
 
 def turned(folder: Path) -> None:
