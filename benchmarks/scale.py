@@ -36,9 +36,10 @@ import numpy as np
 from shards import format
 from shards.duplicates import near_pairs
 from shards.index import publish_index
+from shards.pairing import pair_files
 from shards.plan import BuildOptions, PlannedShard, cut, digest_of_files, plan_shards, splits_by_hash
 from shards.reader import ShardSet
-from shards.source import File, pair_files
+from shards.source import File
 from shards.spool import ShardRecord
 from shards.target import WORK, open_target
 

@@ -11,7 +11,8 @@ import simplejpeg
 from PIL import Image, ImageFilter
 
 from isicdist.files import publish
-from shards.source import MASK_SUFFIX, File
+from shards.pairing import MASK_SUFFIX
+from shards.source import File
 
 PROBABILITIES, OVERLAYS = FOLDERS = ("probabilities", "overlays")
 LINE = (0, 229, 255)

@@ -28,7 +28,8 @@ from isicdist.submission import check_ids, write_submission
 from shards.errors import SourceError, UsageError
 from shards.geometry import Fit
 from shards.pair import BadPairError, load_image
-from shards.source import File, Rejected, Source, find, images_only
+from shards.pairing import Rejected, images_only
+from shards.source import File, Source, find
 
 BATCH_PIXELS = 2**19
 """Pixels of one forward pass: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""

@@ -23,6 +23,7 @@ from shards.duplicates import Duplicate, joined, kind_of, near_pairs
 from shards.errors import SourceError, UsageError
 from shards.index import publish_index
 from shards.job import PLAN, Job
+from shards.pairing import BadInputError, Pair, Pairing, Rejected, pair_files
 from shards.plan import (
     BuildOptions,
     Part,
@@ -35,7 +36,7 @@ from shards.plan import (
     splits_by_hash,
 )
 from shards.pool import Tick, Work, in_parallel
-from shards.source import BadInputError, Pair, Pairing, Rejected, find, pair_files
+from shards.source import find
 from shards.split import read_groups, read_split_file
 from shards.spool import (
     PartRecord,

@@ -78,7 +78,7 @@ def build(
     """
     from shards import console
     from shards.build import build as run
-    from shards.source import BadInputError
+    from shards.pairing import BadInputError
 
     options = BuildOptions(
         size=None if size == "original" else size,

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from shards import format
 from shards.build import BuildResult
+from shards.pairing import REASONS, Rejected
 from shards.reader import ShardSet
-from shards.source import REASONS, Rejected
 from shards.split import in_order
 
 PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal

@@ -24,7 +24,8 @@ from isal import isal_zlib
 from PIL import Image
 
 from shards.pair import BadPairError, load_image
-from shards.source import Pair, Source
+from shards.pairing import Pair
+from shards.source import Source
 
 MAX_DISTANCE = 40
 SIDE = 32

@@ -14,8 +14,8 @@ import numpy as np
 
 from shards import format
 from shards.duplicates import Duplicate
+from shards.pairing import Pairing, Rejected
 from shards.plan import BuildOptions
-from shards.source import Pairing, Rejected
 from shards.split import in_order
 from shards.spool import ShardRecord
 from shards.target import Target, publish

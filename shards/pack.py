@@ -13,8 +13,9 @@ from shards import format
 from shards.duplicates import bytes_hash, perceptual_hash
 from shards.geometry import Fit
 from shards.pair import BadPairError, as_it_is, load
+from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions
-from shards.source import Pair, Rejected, Source
+from shards.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from PIL import Image
 from shards import format
 from shards.errors import ToolkitError
 from shards.geometry import Fit
-from shards.source import MAX_FILE_BYTES, File, Pair, Rejected, Source
+from shards.pairing import Pair, Rejected
+from shards.source import MAX_FILE_BYTES, File, Source
 
 FORMATS = ("JPEG", "PNG", "BMP")
 EXIF_ORIENTATION = 0x0112

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from shards import format
 from shards.errors import SourceError, UsageError
 from shards.geometry import FIT_KINDS, FitKind
-from shards.source import MASK_SUFFIX, File, Pair
+from shards.pairing import MASK_SUFFIX, Pair
+from shards.source import File
 from shards.split import in_order, parse_fractions, shuffled, split_of
 
 OriginalMasks = Literal["none", "eval", "all"]

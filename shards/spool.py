@@ -25,9 +25,10 @@ from isal import isal_zlib
 from shards import format
 from shards.errors import ToolkitError
 from shards.pack import Sample, encode
+from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions, Part, PlannedShard
 from shards.pool import Tick
-from shards.source import Pair, Rejected, Source
+from shards.source import Source
 from shards.tar import packed
 from shards.target import WORK, Target, publish, read
 

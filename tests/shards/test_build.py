@@ -17,9 +17,10 @@ from shards import format
 from shards.build import build
 from shards.errors import SourceError, UsageError
 from shards.pair import load
+from shards.pairing import BadInputError, pair_files
 from shards.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.source import BadInputError, find, pair_files
+from shards.source import find
 from shards.target import WORK
 from tests.shards.conftest import write_pair
 

@@ -18,8 +18,9 @@ from shards import cluster
 from shards.build import build
 from shards.errors import ToolkitError
 from shards.job import PLAN, Job
+from shards.pairing import BadInputError
 from shards.plan import BuildOptions
-from shards.source import BadInputError, FolderSource
+from shards.source import FolderSource
 from shards.target import WORK, FolderTarget, publish
 from tests.conftest import ROOT
 from tests.shards.conftest import write_pair

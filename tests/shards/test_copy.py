@@ -15,9 +15,9 @@ from shards import format
 from shards.build import build
 from shards.console import print_build, print_info
 from shards.errors import ToolkitError
+from shards.pairing import BadInputError
 from shards.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.source import BadInputError
 from shards.verify import verify
 from tests.shards.conftest import disc, write_pair
 

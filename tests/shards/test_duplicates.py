@@ -14,9 +14,10 @@ from shards.build import build
 from shards.duplicates import MAX_DISTANCE, Duplicate, hash_of, joined, near_pairs, perceptual_hash
 from shards.errors import UsageError
 from shards.pair import load_image
+from shards.pairing import pair_files
 from shards.plan import BuildOptions, splits_by_hash
 from shards.reader import ShardSet
-from shards.source import find, pair_files
+from shards.source import find
 from shards.verify import verify
 from tests.shards.conftest import write_pair
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from shards.pairing import Pair
 from shards.plan import BuildOptions, plan_shards, splits_by_hash
 from shards.reader import ShardSet
-from shards.source import File, Pair
+from shards.source import File
 from shards.split import read_groups
 from tests.shards.conftest import write_pair
 from tests.shards.test_cli import run

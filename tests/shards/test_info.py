@@ -12,9 +12,9 @@ import pytest
 
 from shards import console, format
 from shards.build import build
+from shards.pairing import Rejected
 from shards.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.source import Rejected
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from PIL import Image
 from shards import format
 from shards.errors import ToolkitError
 from shards.pair import SCALED_DB, TURNS, BadPairError, Decoded, load, load_image
-from shards.source import File, FolderSource, Pair, find, pair_files
+from shards.pairing import Pair, pair_files
+from shards.source import File, FolderSource, find
 from tests.shards.conftest import disc, photograph
 
 PICTURE, MASK = photograph(1), disc()

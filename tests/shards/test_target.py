@@ -15,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shards import format
 from shards.build import build
 from shards.errors import ToolkitError, UsageError
+from shards.pairing import BadInputError
 from shards.plan import BuildOptions
-from shards.source import BadInputError
 from tests.shards.test_cli import run
 
 OPTIONS = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
