@@ -47,7 +47,6 @@ from shards.spool import (
     tar_name,
     write_shard,
 )
-from shards.tar import load_writer
 from shards.target import WORK, Target, open_target, publish, read
 
 DUPLICATES = f"{WORK}/duplicates.json"
@@ -208,7 +207,6 @@ class _Run:
 
     def encode(self, parts: list[Part]) -> _Spool:
         """Encode the parts that are not encoded yet; what all of them hold."""
-        load_writer()
         there, missing = self._done(parts, lambda part: part_record_name(part.name))
         total = sum(len(part.pairs) for part in parts)
         spool = _Spool(part_of={pair.key: part.name for part in parts for pair in part.pairs}, hashes={}, rejected=[])

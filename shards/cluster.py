@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SECONDS = 8  # for the scheduler to answer, and for a first worker to be there
-PACKAGES = ("isicdist", "numpy", "pillow", "simplejpeg", "webdataset")
+PACKAGES = ("isicdist", "numpy", "pillow", "simplejpeg")
 
 
 class Shared(Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 from shards import format
 from shards.duplicates import bytes_hash, perceptual_hash
 from shards.geometry import Fit
-from shards.pair import BadPairError, as_it_is, load
+from shards.pair import BadPairError, as_it_is, load, read
 from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions
 from shards.source import Source
@@ -39,17 +39,15 @@ def encode(
 ) -> Sample | list[Rejected]:
     """Copy a pair, or decode, fit and encode it, with the original mask where asked; or say what is bad."""
     try:
-        copied = as_it_is(pair, sources) if options.size is None else None
-        if copied:
-            flags = [format.COPIED]
-            members = [copied.jpeg, _meta(pair, group, copied.fit, flags), copied.png, copied.png if original else b""]
+        whole = as_it_is(pair, sources) if options.size is None else None
+        if whole:
             return Sample(
                 key=pair.key,
-                members=members,
-                original=copied.fit.original,
+                members=_copied(pair, group, whole.jpeg, whole.png, whole.fit, original=original),
+                original=whole.fit.original,
                 foreground=format.UNCOUNTED,
-                flags=flags,
-                hash=bytes_hash(copied.jpeg),
+                flags=[format.COPIED],
+                hash=bytes_hash(whole.jpeg),
             )
         decoded = load(pair, sources, options.fit, options.size)
     except BadPairError as error:
@@ -72,6 +70,18 @@ def encode(
         flags=decoded.flags,
         hash=perceptual_hash(shown),
     )
+
+
+def copy_again(pair: Pair, group: str, sources: list[Source], size: tuple[int, int], *, original: bool) -> list[bytes]:
+    """The members of a pair that `encode` has copied, read once more; `size` is its (height, width) in pixels.
+
+    Whether the files have changed since is not looked at. Raises BadPairError when they cannot be read.
+    """
+    return _copied(pair, group, *read(pair, sources), Fit.plan("original", *size, None), original=original)
+
+
+def _copied(pair: Pair, group: str, jpeg: bytes, png: bytes, fit: Fit, *, original: bool) -> list[bytes]:
+    return [jpeg, _meta(pair, group, fit, [format.COPIED]), png, png if original else b""]
 
 
 def _meta(pair: Pair, group: str, fit: Fit, flags: list[str]) -> bytes:

@@ -127,7 +127,7 @@ def as_it_is(pair: Pair, sources: list[Source]) -> Copied | None:
 
     Nothing is decoded. Whatever is odd is for `load`, which says what is wrong with it. Raises BadPairError.
     """
-    jpeg, png = (_bytes(file, sources) for file in (pair.image, pair.mask))
+    jpeg, png = read(pair, sources)
     size = format.whole_png(png)
     if size is None or not jpeg.endswith(JPEG_END):
         return None
@@ -137,6 +137,11 @@ def as_it_is(pair: Pair, sources: list[Source]) -> Copied | None:
     if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
         return None
     return Copied(jpeg=jpeg, png=png, fit=Fit.plan("original", size[1], size[0], None))
+
+
+def read(pair: Pair, sources: list[Source]) -> tuple[bytes, bytes]:
+    """The bytes of the image and of the mask. Raises BadPairError."""
+    return _bytes(pair.image, sources), _bytes(pair.mask, sources)
 
 
 def load_image(file: File, sources: list[Source], kind: str, side: int | None) -> tuple[Image.Image, Fit]:

@@ -16,6 +16,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import IO, Any, Self
@@ -24,16 +25,17 @@ from isal import isal_zlib
 
 from shards import format
 from shards.errors import ToolkitError
-from shards.pack import Sample, encode
+from shards.pack import Sample, copy_again, encode
+from shards.pair import BadPairError
 from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions, Part, PlannedShard
 from shards.pool import Tick
 from shards.source import Source
-from shards.tar import packed
+from shards.tar import pieces
 from shards.target import WORK, Target, publish, read
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Spooled:
     """A sample that lies in a part."""
 
@@ -61,7 +63,9 @@ class PartRecord:
 
     def to_json(self) -> bytes:
         """As the bytes of its file."""
-        return format.canonical_json(asdict(self))
+        return format.canonical_json(
+            {"samples": [vars(sample) for sample in self.samples], "rejected": [asdict(row) for row in self.rejected]}
+        )
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
@@ -110,19 +114,26 @@ def shard_record_name(shard: PlannedShard) -> str:
 
 
 def encode_part(target: Target, part: Part, sources: list[Source], options: BuildOptions, tick: Tick) -> PartRecord:
-    """Decode, check and encode the pairs of a part, and leave its tar and its record in the folder of work."""
+    """Decode, check and encode the pairs of a part, and leave its tar and its record in the folder of work.
+
+    There is no tar where all of its pairs are left in the sources.
+    """
     samples: list[Spooled] = []
     rejected: list[Rejected] = []
     offset = 0
-    with target.writing(tar_name(part.name)) as file:
+    with ExitStack() as tar:
+        file: IO[bytes] | None = None
         for pair, group in zip(part.pairs, part.groups, strict=True):
             sample = encode(pair, group, sources, options, original=part.original)
             if isinstance(sample, Sample):
-                copied = format.COPIED in sample.flags
-                left = copied and all(sources[file.source].rereads for file in (pair.image, pair.mask))
+                left = format.COPIED in sample.flags and all(
+                    sources[file.source].rereads for file in (pair.image, pair.mask)
+                )
                 samples.append(_spooled(sample, None if left else offset))
                 if not left:
-                    offset += file.write(packed(sample.key, sample.members))
+                    file = file or tar.enter_context(target.writing(tar_name(part.name)))
+                    file.writelines(pieces(sample.key, sample.members))
+                    offset += format.sample_bytes([len(data) for data in sample.members])
             else:
                 rejected += sample
             tick()
@@ -131,16 +142,12 @@ def encode_part(target: Target, part: Part, sources: list[Source], options: Buil
     return record
 
 
-def _crcs(sample: Sample) -> list[int]:
-    return [isal_zlib.crc32(data) for data in sample.members]
-
-
 def _spooled(sample: Sample, offset: int | None) -> Spooled:
     return Spooled(
         key=sample.key,
         offset=offset,
         sizes=[len(data) for data in sample.members],
-        crcs=_crcs(sample),
+        crcs=[isal_zlib.crc32(data) for data in sample.members],
         original=list(sample.original),
         foreground=sample.foreground,
         flags=sample.flags,
@@ -163,16 +170,16 @@ def write_shard(
             sizes, crcs = sample.sizes, sample.crcs
             if not original:  # it is the last member
                 sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
-            if sample.offset is None:
-                again = encode(pair, group, sources, options, original=original)
-                data = _unchanged(pair, again, crcs, sources)
-            else:
+            if tar and sample.offset is not None:
                 tar.seek(sample.offset)
-                data = tar.read(format.sample_bytes(sizes))
-            file.write(data)
-            digest.update(data)
+                data = [tar.read(format.sample_bytes(sizes))]
+            else:
+                data = pieces(pair.key, _read_again(pair, group, sample, crcs, sources, original=original))
+            for piece in data:
+                file.write(piece)
+                digest.update(piece)
             rows.append([sample.key, offset, sizes, crcs, *sample.original, sample.foreground])
-            offset += len(data)
+            offset += format.sample_bytes(sizes)
             flags.update(sample.flags)
         end = bytes(format.shard_bytes(offset) - offset)
         file.write(end)
@@ -189,21 +196,31 @@ def write_shard(
     return record
 
 
-def _unchanged(pair: Pair, again: Sample | list[Rejected], crcs: list[int], sources: list[Source]) -> memoryview:
-    """A sample that was left in its sources, as it lies in a tar. Raises ToolkitError when it is not what it was."""
-    if not isinstance(again, Sample) or _crcs(again) != crcs:
+def _read_again(
+    pair: Pair, group: str, sample: Spooled, crcs: list[int], sources: list[Source], *, original: bool
+) -> list[bytes]:
+    """The members of a sample that was left in its sources. Raises ToolkitError when they are not what they were."""
+    height, width = sample.original
+    try:
+        members = copy_again(pair, group, sources, (height, width), original=original)
+    except BadPairError:
+        members = []
+    if [isal_zlib.crc32(data) for data in members] != crcs:
         raise ToolkitError(
             f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build; "
             "leave the sources as they are, and run again"
         )
-    return packed(again.key, again.members)
+    return members
 
 
-def _spooled_samples(target: Target, shard: PlannedShard, parts: list[str]) -> Iterator[tuple[Spooled, IO[bytes]]]:
-    """What lies in the parts for each pair of a shard, and its part's tar."""
+def _spooled_samples(
+    target: Target, shard: PlannedShard, parts: list[str]
+) -> Iterator[tuple[Spooled, IO[bytes] | None]]:
+    """What is known of each pair of a shard, and its part's tar, where it lies in one."""
     for part, run in itertools.groupby(zip(shard.pairs, parts, strict=True), key=itemgetter(1)):
         record = PartRecord.from_json(read(target, part_record_name(part)))
         samples = {sample.key: sample for sample in record.samples}
-        with target.open(tar_name(part)) as tar:
+        lying = any(sample.offset is not None for sample in record.samples)
+        with target.open(tar_name(part)) if lying else nullcontext() as tar:
             for pair, _ in run:
                 yield samples[pair.key], tar
