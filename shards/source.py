@@ -71,12 +71,12 @@ class FolderSource:
                 below.clear()
                 continue
             seen.add(real)
+            inside = Path(folder).relative_to(self.place).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
             for name in names:
-                path = Path(folder, name)
-                status = path.stat()
+                status = os.stat(f"{folder}/{name}")  # noqa: PTH116  pathlib takes a minute for a million pairs
                 if stat.S_ISREG(status.st_mode):
-                    inside = path.relative_to(self.place).as_posix()
-                    found.append(File(source, inside, status.st_size, changed=status.st_mtime_ns))
+                    found.append(File(source, prefix + name, status.st_size, changed=status.st_mtime_ns))
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
