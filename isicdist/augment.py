@@ -8,6 +8,8 @@ the colours. Mirror, rotation, scale, elastic deformation, contrast, gamma and b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,22 +41,25 @@ def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, 
     return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
-def augment(images: Tensor, masks: Tensor, keys: np.ndarray, config: AugmentConfig) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor, masks: Tensor, keys: np.ndarray, config: AugmentConfig, side: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Augment a batch: float images (B, 3, H, W) in [0, 1] and uint8 masks (B, 1, H, W) of 0 and 1.
 
-    `keys` (B,) int64 on the host. Returns the same shapes; the mask is resampled by the nearest pixel, so it stays
-    0 and 1. What comes in from beyond the border is its reflection, in image and mask alike.
+    `keys` (B,) int64 on the host; `side` of the result in pixels, where it is not that of the images. The mask is
+    resampled by the nearest pixel, so it stays 0 and 1. What comes in from beyond the border is its reflection, in
+    image and mask alike.
     """
     draws = uniforms(keys, _DRAWS)  # (B, draws) float64 on the host
-    grid = _grid(images, draws, config)  # (B, H, W, 2)
+    grid = _grid(images, draws, config, (side, side) if side else images.shape[2:])  # (B, H, W, 2)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     floats = masks.to(images.dtype)
     moved = F.grid_sample(floats, grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return _recolour(images, draws, config), moved.to(masks.dtype)
 
 
-def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
-    """Where each pixel of the result comes from, (B, H, W, 2) in [-1, 1], x first."""
+def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig, size: Sequence[int]) -> Tensor:
+    """Where each pixel of the result, (H, W) = `size`, comes from: (B, H, W, 2) in [-1, 1], x first."""
     mirrored, quarter_turns = np.divmod(np.floor(8 * draws[:, 2]), 4)  # one of the 8 symmetries of the square
     angle = np.pi / 2 * quarter_turns + np.deg2rad(config.rotation) * (2 * draws[:, 0] - 1)
     zoom = _between(draws[:, 1], config.scale)
@@ -63,14 +68,14 @@ def _grid(images: Tensor, draws: np.ndarray, config: AugmentConfig) -> Tensor:
     theta = np.zeros((len(draws), 2, 3))
     theta[:, 0, 0], theta[:, 0, 1] = mirror * cos, -mirror * sin
     theta[:, 1, 0], theta[:, 1, 1] = sin, cos
-    grid = F.affine_grid(_device(theta, images), list(images.shape), align_corners=False)
+    grid = F.affine_grid(_device(theta, images), [len(draws), 1, *size], align_corners=False)
     if not config.elastic:
         return grid
     # Box and Muller: two uniforms make one normal displacement of a control point.
     u, v = draws[:, _SCALARS:].reshape(len(draws), 2, -1).transpose(1, 0, 2)
     normal = np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
     points = 2 * config.elastic * normal.reshape(-1, 2, ELASTIC_GRID, ELASTIC_GRID)
-    shift = F.interpolate(_device(points, images), size=images.shape[-2:], mode="bicubic", align_corners=True)
+    shift = F.interpolate(_device(points, images), size=tuple(size), mode="bicubic", align_corners=True)
     return grid + shift.permute(0, 2, 3, 1)
 
 

@@ -104,7 +104,8 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         images, masks = to_unit(batch.images), batch.masks
         if config.augment.enabled:
             keys = sample_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
-            images, masks = augment(images, masks, keys, config.augment)
+            side = training_side(images.shape[-1], small=epoch < config.augment.small_epochs)
+            images, masks = augment(images, masks, keys, config.augment, side)
         keys = torch.from_numpy(sample_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
         valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
         logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
@@ -207,6 +208,11 @@ def plan_batches(config: TrainConfig, world_size: int, side: int, device: torch.
     asked = config.batch.micro_size
     micro = first_micro_size(share, side, device) if asked == "auto" else min(asked, share)
     return BatchPlan(global_size=config.batch.global_size, micro_size=micro, world_size=world_size)
+
+
+def training_side(side: int, *, small: bool) -> int:
+    """At which side images of `side` pixels are trained on: theirs, or about three quarters of it."""
+    return max(STRIDE, side * 3 // 4 // STRIDE * STRIDE) if small else side
 
 
 def step_keys(stream: Stream, position: dict[str, int]) -> list[str]:

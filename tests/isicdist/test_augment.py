@@ -109,6 +109,16 @@ def test_a_neutral_config_only_mirrors_and_turns(noise):
     assert {seen.count(way) > 2 for way in ways} == {True}
 
 
+def test_a_smaller_side_shows_the_same_with_fewer_pixels():
+    shape = disc(32)
+    batch = (shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(32), AugmentConfig())
+    whole, small = augment(*batch), augment(*batch, SIDE // 2)
+    for one, other, most in zip(whole, small, (0.03, 0.02), strict=True):
+        assert other.shape[2:] == (SIDE // 2, SIDE // 2)
+        assert (torch.nn.functional.avg_pool2d(one.float(), 2) - other).abs().mean() < most
+    assert set(small[1].unique().tolist()) == {0, 1}
+
+
 def test_scale_is_a_zoom_factor_within_its_bounds():
     shape = disc(64)
     config = AugmentConfig(**{**vars(NEUTRAL), "scale": (0.75, 1.25)})
