@@ -312,6 +312,7 @@ the machine before the first round: {load:.1f}.
 {platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions()}
 """
     print(text)
+    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{date.today()}-build.md"
     head = (
         f"# Building shards, {date.today()}\n\nBy `python benchmarks/build.py`, which says what the contenders are.\n"

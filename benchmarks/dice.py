@@ -266,6 +266,7 @@ An image without a lesion scores:
 {", ".join(f"{package} {version(package)}" for package in packages)}
 """
     print(text)
+    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"{date.today()}-dice.md").write_text(text)
 
 

@@ -151,6 +151,7 @@ input, and a peak is the highest until then. `open` and `info` include the start
 {platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, numpy {version("numpy")}
 """
     print(text)
+    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"{date.today()}-scale.md").write_text(text)
 
 

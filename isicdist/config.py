@@ -54,7 +54,7 @@ class StreamConfig:
 
     workers: int = 2
     """Threads per process that decode samples."""
-    prefetch: int = 4
+    prefetch: int = 2
     """Micro batches decoded ahead."""
     window: int = 0
     """Shards that are shuffled together; 0: the whole set, which costs nothing where shards are local, and 16 shards

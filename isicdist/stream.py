@@ -98,7 +98,7 @@ class Stream:
         seed: int = 0,
         window: int | None = None,
         workers: int = 2,
-        prefetch: int = 4,
+        prefetch: int = 2,
         device: torch.device | str = "cpu",
         decoded: DecodedCache | None = None,
     ) -> None:
