@@ -141,7 +141,8 @@ def ours(data: str, folder: Path, world: int, batch: int, steps: int) -> tuple[f
         log_every=steps,
         batch=BatchConfig(global_size=batch * world),
         optim=OptimConfig(ema_decay=0.99),
-        augment=AugmentConfig(**load_recipe("isic2018-128")["augment"]),
+        # All pixels in every step, as the others have them.
+        augment=AugmentConfig(**load_recipe("isic2018-128")["augment"] | {"small_share": 0.0}),
     )
     with contextlib.redirect_stdout(io.StringIO()):
         train(config, data, folder)

@@ -125,9 +125,9 @@ class AugmentConfig:
 
     enabled: bool = True
     """Whether training images are augmented at all."""
-    small_epochs: int = 0
-    """First epochs that see the images at three quarters of their side, each in 0.6 of the time: more epochs for the
-    same time, of which the last ones see all pixels (as in EfficientNetV2, arXiv:2104.00298, section 4)."""
+    small_share: float = 0.0
+    """Share of the run's steps, the first ones, that see the images at three quarters of their side in 0.6 of the time:
+    so there are more of them, and the last ones see all pixels (Tan and Le, arXiv:2104.00298, section 4)."""
     rotation: float = 45.0
     """Largest rotation either way beyond quarter turns, in degrees; 45: any angle."""
     scale: Range = (0.75, 1.25)
@@ -146,7 +146,7 @@ class AugmentConfig:
     """Factors of the distance from grey; the paper has none."""
 
     def __post_init__(self) -> None:
-        _need(self.small_epochs >= 0, "augment.small_epochs", self.small_epochs, "give a number of epochs, or 0")
+        _need(0 <= self.small_share < 1, "augment.small_share", self.small_share, "give a share from 0 to below 1")
         for name in ("scale", "contrast", "gamma", "saturation"):
             _need_range(f"augment.{name}", getattr(self, name))
         _need(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "give degrees from 0 to 180")

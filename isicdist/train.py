@@ -104,7 +104,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         images, masks = to_unit(batch.images), batch.masks
         if config.augment.enabled:
             keys = sample_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
-            side = training_side(images.shape[-1], small=epoch < config.augment.small_epochs)
+            side = training_side(images.shape[-1], small=step < config.augment.small_share * total)
             images, masks = augment(images, masks, keys, config.augment, side)
         keys = torch.from_numpy(sample_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
         valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)

@@ -55,7 +55,7 @@ def train(*words: str) -> int:
         (OptimConfig, "optim.weight_decay", -1.0, "give 0 or more"),
         (OptimConfig, "optim.clip_norm", float("inf"), "give 0 or more"),
         (OptimConfig, "optim.bce_weight", -0.5, "give 0 or more"),
-        (AugmentConfig, "augment.small_epochs", -1, "or 0"),
+        (AugmentConfig, "augment.small_share", 1.0, "from 0 to below 1"),
         (AugmentConfig, "augment.rotation", 181.0, "degrees from 0 to 180"),
         (AugmentConfig, "augment.scale", (1.2, 0.8), "the smaller one first"),
         (AugmentConfig, "augment.elastic", 0.5, "from 0 to 0.2"),

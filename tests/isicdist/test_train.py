@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "train_worker.py"
 SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--optim.ema-decay", 0.9, "--log-every", 1)
-SMALL += ("--augment.small-epochs", 1)
+SMALL += ("--augment.small-share", 0.4)
 
 
 def lines(run: Path, event: str) -> list[dict]:
@@ -180,7 +180,7 @@ def test_a_mistake_is_one_line(python, shard_set, tmp_path, words, env, code, sa
 
 
 @pytest.mark.parametrize(("side", "small"), [(512, 384), (128, 96), (80, 48), (32, 16), (16, 16)])
-def test_small_epochs_have_about_three_quarters_of_the_side_in_whole_strides(side, small):
+def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side, small):
     from isicdist.train import training_side
 
     assert training_side(side, small=True) == small
