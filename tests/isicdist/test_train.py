@@ -179,6 +179,17 @@ def test_a_mistake_is_one_line(python, shard_set, tmp_path, words, env, code, sa
     assert not (tmp_path / "run").exists()
 
 
+def test_the_first_steps_see_fewer_pixels_where_the_config_says_so(python, shard_set, whole, tmp_path):
+    """`whole` begins small; the same weights have another loss on the same samples with all of their pixels."""
+    first = {}
+    for share in (0.4, 0.0):
+        words = ("--steps", 1, "--run", tmp_path / str(share), *SMALL[:-1], share)
+        done = python("-m", "isicdist", "train", "--data", shard_set, *words)
+        assert done.returncode == 0, done.stderr
+        first[share] = lines(tmp_path / str(share), "train")[0]["loss"]
+    assert first[0.4] == lines(whole, "train")[0]["loss"] != first[0.0]
+
+
 @pytest.mark.parametrize(("side", "small"), [(512, 384), (128, 96), (80, 48), (32, 16), (16, 16)])
 def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side, small):
     from isicdist.train import training_side
