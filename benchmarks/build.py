@@ -12,7 +12,8 @@ is over the rounds. Inputs and outputs lie on a memory file system, and the code
     litdata      litdata.optimize with the ceiling's work
     mosaicml     a pool that does the ceiling's work, and mosaicml-streaming's MDSWriter in the parent process
 
-With --copy the originals are packed as they are (--size original), beside GNU tar and webdataset's writer.
+With --copy the originals are packed as they are (--size original), beside GNU tar and webdataset's writer. What a
+pair costs beside its bytes weighs less the larger it is; --enlarge F makes them as large as those of an archive.
 
 The pairs: those of the source, then their mirrored and turned copies and four crops of each, so that no two show the
 same picture. litdata and mosaicml are left out where they cannot be imported.
@@ -184,14 +185,14 @@ def run_contender(name: str, source: Path, out: Path, workers: int) -> None:
     contenders[name]()
 
 
-def make_pair(item: tuple[str, int, Path, Path, Path]) -> None:
-    """Write one pair: an original as it is, or another view of it."""
+def make_pair(item: tuple[str, int, float, Path, Path, Path]) -> None:
+    """Write one pair: an original as it is, or another view of it; enlarged, its JPEGs are of quality 98."""
     from PIL import Image, JpegImagePlugin
 
-    key, view, image, mask, folder = item
+    key, view, enlarge, image, mask, folder = item
     turn, part = VIEWS[view]
     for source, path in ((image, folder / f"{key}.jpg"), (mask, folder / f"{key}{MASK}")):
-        if view == 0:
+        if view == 0 and enlarge == 1:
             shutil.copyfile(source, path)
             continue
         with Image.open(source) as original:
@@ -200,11 +201,14 @@ def make_pair(item: tuple[str, int, Path, Path, Path]) -> None:
             options: dict[str, Any] = {"qtables": original.quantization} if as_before else {}
         w, h = picture.size
         left, top, right, bottom = (round(side * edge) for side, edge in zip(part, (w, h, w, h), strict=True))
-        picture.crop((left, top, right, bottom)).save(path, **options)
+        picture = picture.crop((left, top, right, bottom))
+        if enlarge != 1:
+            picture, options = picture.resize([round(side * enlarge) for side in picture.size]), {"quality": 98}
+        picture.save(path, **options)
 
 
-def make_source(given: Path, folder: Path, pairs: int, workers: int) -> None:
-    """Write that many pairs: the originals of `given`, then views of them."""
+def make_source(given: Path, folder: Path, pairs: int, workers: int, enlarge: float = 1) -> None:
+    """Write that many pairs: the originals of `given`, then views of them, their sides `enlarge` times as long."""
     masks = {path.name.removesuffix(MASK): path for path in given.rglob(f"*{MASK}")}
     images = sorted(path for path in given.rglob("*.jpg") if path.stem in masks)
     if not images:
@@ -214,7 +218,7 @@ def make_source(given: Path, folder: Path, pairs: int, workers: int) -> None:
     work = []
     for number in range(pairs):
         view, place = divmod(number, len(images))
-        work.append((f"P{number:06d}", view, images[place], masks[images[place].stem], folder))
+        work.append((f"P{number:06d}", view, enlarge, images[place], masks[images[place].stem], folder))
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         pool.map(make_pair, work, chunksize=4)
 
@@ -280,6 +284,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--copy", action="store_true", help="pack the originals as they are")
+    parser.add_argument("--enlarge", type=float, default=1, help="times that the sides of the pictures are longer")
     parser.add_argument("--only", nargs="+", choices=ENCODERS + COPIERS, help="the contenders")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--run", choices=ENCODERS + COPIERS, help=argparse.SUPPRESS)
@@ -291,7 +296,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name)
         (folder / "in").mkdir()
-        make_source(given.source, folder / "in", given.pairs, given.workers)
+        make_source(given.source, folder / "in", given.pairs, given.workers, given.enlarge)
         megabytes = sum(path.stat().st_size for path in (folder / "in").iterdir()) / 1e6
         load = os.getloadavg()[0]
         rounds = []
@@ -301,6 +306,7 @@ def main() -> None:
                 rounds.append(times)
             print(number, {name: round(wall, 2) for name, (wall, _) in times.items()}, flush=True)
     what = "copied as they are" if given.copy else f"to {SIDE} × {SIDE}"
+    what += f", enlarged {given.enlarge:g} times" if given.enlarge != 1 else ""
     text = f"""
 ## {given.pairs} pairs {what}
 

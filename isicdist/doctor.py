@@ -134,6 +134,8 @@ def _devices() -> Iterator[Check]:
     from torch import distributed
     from torch.cuda import nccl
 
+    from isicdist.processes import computes_bf16
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         unused = torch.version.cuda is None and Path("/dev/nvidia0").exists()
@@ -143,6 +145,8 @@ def _devices() -> Iterator[Check]:
             found="a GPU, but this torch is built for the CPU" if unused else "none; training runs on the CPU",
             advice="install torch's CUDA build" if unused else "",
         )
+        bf16 = computes_bf16()
+        yield Check(name="bf16", state="ok", found="in this CPU" if bf16 else "not in this CPU: float32 takes its place")
         return
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     yield Check(name="GPUs", state="ok", found=f"{count}: {', '.join(names)}")

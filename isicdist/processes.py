@@ -31,20 +31,39 @@ def start(timeout: float = 600) -> Accelerator:
 
     `timeout`: seconds after which an exchange between processes that one of them has not joined fails.
 
+    A CPU without instructions for bf16 computes in float32 where bf16 is asked for, and that is said.
     Raises UsageError when the launcher meant more processes than take part, or fp16 is asked of a CPU.
     """
     check_launch(os.environ)
     stop_with_launcher(os.environ)
     cpu = not torch.cuda.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-    if cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if cpu and asked == "fp16":
         raise UsageError("fp16 needs a GPU; launch with --mixed_precision bf16 or no")
     if cpu:
         keep_freed()
-    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
+    widened = cpu and asked == "bf16" and not computes_bf16()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if widened else None,  # None: as the launcher says
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UsageError(_mismatch(launched, accelerator.num_processes))
+    if widened:
+        said = "this CPU has no instructions for bf16: computing in float32, which is faster on it"
+        accelerator.on_main_process(print)(said, file=sys.stderr)
     return accelerator
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, so that torch's convolutions are faster in it than in float32.
+
+    Without AVX-512 torch does not even hand them to oneDNN: a training step took 11 times as long on a CPU with AVX2
+    (`benchmarks/train_step.py`). On ARM the instructions are called bf16, too.
+    """
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def check_launch(environment: Mapping[str, str]) -> None:

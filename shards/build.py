@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _build(
         raise BadInputError(bad)
 
     good = [pair for pair in pairing.pairs if pair.key in spool.hashes]
-    duplicates = run.duplicates(good, spool.hashes)
+    duplicates = run.duplicates(good, spool)
     if given:
         splits = {pair.key: given[pair.key] for pair in good}
     else:
@@ -192,7 +192,9 @@ class _Spool:
     part_of: dict[str, str]
     """The part of each pair, by key."""
     hashes: dict[str, bytes]
-    """The perceptual hash of each good pair, by key."""
+    """The hash of the image of each good pair, by key."""
+    copied: set[str]
+    """The keys of the good pairs whose bytes are copied, which is what their hashes are of."""
     rejected: list[Rejected]
 
 
@@ -209,25 +211,31 @@ class _Run:
         """Encode the parts that are not encoded yet; what all of them hold."""
         there, missing = self._done(parts, lambda part: part_record_name(part.name))
         total = sum(len(part.pairs) for part in parts)
-        spool = _Spool(part_of={pair.key: part.name for part in parts for pair in part.pairs}, hashes={}, rejected=[])
+        spool = _Spool(
+            part_of={pair.key: part.name for part in parts for pair in part.pairs}, hashes={}, copied=set(), rejected=[]
+        )
         done = total - sum(len(part.pairs) for part in missing)
         with self._parallel(_encode, missing, "packing", total, done) as made:
             before = (PartRecord.from_json(read(self.job.target, part_record_name(part.name))) for part in there)
             for record in itertools.chain(made, before):
                 spool.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
+                spool.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
                 spool.rejected.extend(record.rejected)
         return spool
 
-    def duplicates(self, pairs: list[Pair], hashes: Mapping[str, bytes]) -> list[Duplicate]:
+    def duplicates(self, pairs: list[Pair], spool: _Spool) -> list[Duplicate]:
         """The images that show the same thing; kept beside the plan for a build that is taken up again."""
         if self.job.target.exists(DUPLICATES):
             return [Duplicate(*row) for row in json.loads(read(self.job.target, DUPLICATES))]
-        table = np.frombuffer(b"".join(hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
-        near = [(pairs[i], pairs[j], distance) for i, j, distance in near_pairs(table)]
+        table = np.frombuffer(b"".join(spool.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
+        near = [
+            _Near(pairs[i], pairs[j], distance, pairs[i].key in spool.copied) for i, j, distance in near_pairs(table)
+        ]
         with self._parallel(_kind, near, "comparing", len(near)) as kinds:
             found = [
                 Duplicate(max(left.key, right.key), min(left.key, right.key), kind, distance)
-                for (left, right, distance), kind in zip(near, kinds, strict=True)
+                for (left, right, distance, _), kind in zip(near, kinds, strict=True)
+                if kind
             ]
         publish(self.job.target, DUPLICATES, format.canonical_json([astuple(duplicate) for duplicate in found]))
         return found
@@ -270,8 +278,18 @@ def _encode(part: Part, job: Job, tick: Tick) -> PartRecord:
     return encode_part(job.target, part, job.sources, job.options, tick)
 
 
-def _kind(near: tuple[Pair, Pair, int], job: Job, tick: Tick) -> str:
-    kind = kind_of(near[0], near[1], job.sources)
+class _Near(NamedTuple):
+    """Two images whose hashes are near."""
+
+    left: Pair
+    right: Pair
+    distance: int
+    copied: bool
+    """Whether the hashes are of bytes."""
+
+
+def _kind(near: _Near, job: Job, tick: Tick) -> str | None:
+    kind = kind_of(near.left, near.right, job.sources, copied=near.copied)
     tick()
     return kind
 

@@ -6,7 +6,7 @@ transform (pHash). Two images are near-duplicates when at most `MAX_DISTANCE` of
 does not feel another colour balance, compression or resolution; it does feel a turn, a mirror and another crop.
 
 An image that is copied as it is (--size original) is not decoded; `bytes_hash` takes the place of the hash, and it is
-a duplicate of another one with the same bytes only.
+a duplicate of another one with the same bytes only, which are compared where size and ends are the same.
 
 Of the 2,594 training images of ISIC 2018 it finds 19 pairs, each one photograph twice, most of them recoloured; no
 two others are near by mistake (the nearest two of different lesions that share a word are 50 bits apart).
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from isal import isal_zlib
 from PIL import Image
 
 from shards.pair import BadPairError, load_image
@@ -55,9 +54,9 @@ def perceptual_hash(picture: Image.Image) -> bytes:
     return hash_of(np.asarray(small.convert("L")))
 
 
-def bytes_hash(data: bytes) -> bytes:
-    """A hash (32 bytes) that tells only which images may have the same bytes: their number and CRC-32, spread out."""
-    return hashlib.sha256(len(data).to_bytes(8, "little") + isal_zlib.crc32(data).to_bytes(4, "little")).digest()
+def bytes_hash(size: int, ends: bytes) -> bytes:
+    """A hash (32 bytes) that tells only which images may have the same bytes: of their number and their ends."""
+    return hashlib.sha256(size.to_bytes(8, "little") + ends).digest()
 
 
 def hash_of(grey: np.ndarray) -> bytes:
@@ -93,11 +92,16 @@ def near_pairs(table: np.ndarray) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def kind_of(left: Pair, right: Pair, sources: list[Source]) -> Kind:
-    """How much of two near-duplicates is the same; both have been packed."""
+def kind_of(left: Pair, right: Pair, sources: list[Source], *, copied: bool) -> Kind | None:
+    """How much of two images with near hashes is the same; both can be packed.
+
+    `copied`: their hashes are those of bytes; None where these turn out to differ.
+    """
     first, second = (sources[pair.image.source].read(pair.image.name) for pair in (left, right))
     if first == second:
         return "bytes"
+    if copied:
+        return None
     try:
         pixels = [np.asarray(load_image(pair.image, sources, "original", None)[0]) for pair in (left, right)]
     except BadPairError:  # it was packed by another decoder, from the scale that was wanted

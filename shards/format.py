@@ -79,6 +79,7 @@ PNG_KIND = bytes((1, 0, 0, 0, 0))  # 1 bit, grey; deflate, filters by row, not i
 PNG_BODY = 41  # bytes before the body of IDAT, where nothing but IHDR comes before it
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def shard_name(split: str, number: int) -> str:
@@ -185,25 +186,6 @@ def decode_mask(data: bytes | memoryview, out: np.ndarray | None = None) -> np.n
     return out
 
 
-def whole_png(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a 1-bit or 8-bit grey PNG every chunk of which is whole, without decoding it; else None.
-
-    None also for one with a palette, transparency or EXIF, which it would need to be decoded by.
-    """
-    if data[:16] != PNG_START or data[24:26] not in (b"\1\0", b"\x08\0"):
-        return None
-    start, odd = 8, (b"PLTE", b"tRNS", b"eXIf")
-    while len(head := data[start : start + 8]) == 8:
-        end = start + 8 + int.from_bytes(head[:4], "big")
-        if head[4:] in odd or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return None
-        if head[4:] == b"IEND":
-            width, height = struct.unpack(">II", data[16:24])
-            return (width, height) if end + 4 == len(data) else None
-        start = end + 4
-    return None
-
-
 def _plain_mask(data: bytes | memoryview) -> np.ndarray | None:
     """The mask (H, W) in a PNG laid out as `encode_mask` does it; None for every other one."""
     if len(data) < PNG_BODY or data[:16] != PNG_START:
@@ -237,7 +219,7 @@ def _of_shape(image: np.ndarray, out: np.ndarray | None) -> np.ndarray:
 
 def canonical_json(value: Any) -> bytes:
     """One spelling of a JSON value: sorted keys, no spaces, UTF-8; a file's name that is no UTF-8 is escaped."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = _CANONICAL.encode(value)
     return text.encode(errors="backslashreplace")  # which is how JSON escapes such a character, too
 
 

@@ -1,6 +1,7 @@
 """Encode a pair: decode and check it once, and make from that the members of its sample and its perceptual hash.
 
 Where the originals are kept, a pair is copied instead, if it can be: its headers are checked, and nothing is decoded.
+From a folder it is copied by its shard, and until then no more is read of its image than the two ends.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import numpy as np
 from shards import format
 from shards.duplicates import bytes_hash, perceptual_hash
 from shards.geometry import Fit
-from shards.pair import BadPairError, as_it_is, load, read
+from shards.headers import ends_of
+from shards.pair import BadPairError, Copied, as_it_is, copyable, load
 from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions
-from shards.source import Source
+from shards.source import FolderSource, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +36,39 @@ class Sample:
     """Of the image (`shards.duplicates`)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """A pair that is left where it is until its shard copies it."""
+
+    key: str
+    original: tuple[int, int]
+    """Height and width in pixels."""
+    hash: bytes
+    """Of the image (`shards.duplicates`)."""
+
+
 def encode(
     pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, original: bool
-) -> Sample | list[Rejected]:
-    """Copy a pair, or decode, fit and encode it, with the original mask where asked; or say what is bad."""
+) -> Sample | Left | list[Rejected]:
+    """Copy a pair or leave it, or decode, fit and encode it, with the original mask where asked; or say what is bad."""
     try:
-        whole = as_it_is(pair, sources) if options.size is None else None
-        if whole:
-            return Sample(
-                key=pair.key,
-                members=_copied(pair, group, whole.jpeg, whole.png, whole.fit, original=original),
-                original=whole.fit.original,
-                foreground=format.UNCOUNTED,
-                flags=[format.COPIED],
-                hash=bytes_hash(whole.jpeg),
-            )
+        images, masks = (sources[file.source] for file in (pair.image, pair.mask))
+        if options.size is None and isinstance(images, FolderSource) and isinstance(masks, FolderSource):
+            found = copyable(pair, images, sources)
+            if found:
+                fit, ends = found
+                return Left(key=pair.key, original=fit.original, hash=bytes_hash(pair.image.size, ends))
+        elif options.size is None:
+            whole = as_it_is(pair, sources)
+            if whole:
+                return Sample(
+                    key=pair.key,
+                    members=_copied(pair, group, whole, original=original),
+                    original=whole.fit.original,
+                    foreground=format.UNCOUNTED,
+                    flags=[format.COPIED],
+                    hash=bytes_hash(len(whole.jpeg), ends_of(whole.jpeg)),
+                )
         decoded = load(pair, sources, options.fit, options.size)
     except BadPairError as error:
         return error.rejected(pair)
@@ -72,16 +92,23 @@ def encode(
     )
 
 
-def copy_again(pair: Pair, group: str, sources: list[Source], size: tuple[int, int], *, original: bool) -> list[bytes]:
-    """The members of a pair that `encode` has copied, read once more; `size` is its (height, width) in pixels.
+def copy_left(
+    pair: Pair, group: str, size: tuple[int, int], sources: list[Source], *, original: bool
+) -> list[bytes] | None:
+    """The members of a pair that `encode` has left, read whole; `size` is its (height, width) in pixels.
 
-    Whether the files have changed since is not looked at. Raises BadPairError when they cannot be read.
+    None when a file of it has another size now, in bytes or pixels, or cannot be copied. Raises BadPairError.
     """
-    return _copied(pair, group, *read(pair, sources), Fit.plan("original", *size, None), original=original)
+    whole = as_it_is(pair, sources)
+    if whole is None or whole.fit.original != size:
+        return None
+    if (len(whole.jpeg), len(whole.png)) != (pair.image.size, pair.mask.size):
+        return None
+    return _copied(pair, group, whole, original=original)
 
 
-def _copied(pair: Pair, group: str, jpeg: bytes, png: bytes, fit: Fit, *, original: bool) -> list[bytes]:
-    return [jpeg, _meta(pair, group, fit, [format.COPIED]), png, png if original else b""]
+def _copied(pair: Pair, group: str, whole: Copied, *, original: bool) -> list[bytes]:
+    return [whole.jpeg, _meta(pair, group, whole.fit, [format.COPIED]), whole.png, whole.png if original else b""]
 
 
 def _meta(pair: Pair, group: str, fit: Fit, flags: list[str]) -> bytes:

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ from PIL import Image
 from shards import format
 from shards.errors import ToolkitError
 from shards.geometry import Fit
+from shards.headers import JPEG_END, plain_jpeg, plain_png
 from shards.pairing import Pair, Rejected
-from shards.source import MAX_FILE_BYTES, File, Source
+from shards.source import MAX_FILE_BYTES, File, FolderSource, Source
 
 FORMATS = ("JPEG", "PNG", "BMP")
 EXIF_ORIENTATION = 0x0112
-JPEG_END = b"\xff\xd9"
 # A JPEG is decoded at no less than SCALE_MARGIN times the size it is shown at. Fitted from that to 64 to 768 pixels,
 # every one of 40 real photographs is SCALED_DB or nearer (peak signal-to-noise ratio) to itself decoded in full, 19
 # of 20 are 43 dB or nearer; those of 2048 x 1536 at 512 pixels are 41 dB. Storing them as JPEG costs 36 to 47 dB.
@@ -127,21 +127,30 @@ def as_it_is(pair: Pair, sources: list[Source]) -> Copied | None:
 
     Nothing is decoded. Whatever is odd is for `load`, which says what is wrong with it. Raises BadPairError.
     """
-    jpeg, png = read(pair, sources)
-    size = format.whole_png(png)
+    jpeg, png = _bytes(pair.image, sources), _bytes(pair.mask, sources)
+    size = plain_png(png)
     if size is None or not jpeg.endswith(JPEG_END):
         return None
-    picture = _header(pair.image, jpeg)
-    with _damage_named(pair.image):
-        upright = _orientation(picture) == 1
-    if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
-        return None
+    if plain_jpeg(jpeg) != size:  # ask Pillow, which knows EXIF, profiles and much else
+        picture = _header(pair.image, jpeg)
+        with _damage_named(pair.image):
+            upright = _orientation(picture) == 1
+        if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
+            return None
     return Copied(jpeg=jpeg, png=png, fit=Fit.plan("original", size[1], size[0], None))
 
 
-def read(pair: Pair, sources: list[Source]) -> tuple[bytes, bytes]:
-    """The bytes of the image and of the mask. Raises BadPairError."""
-    return _bytes(pair.image, sources), _bytes(pair.mask, sources)
+def copyable(pair: Pair, images: FolderSource, sources: list[Source]) -> tuple[Fit, bytes] | None:
+    """What a copy of a pair that `as_it_is` takes will show, and the ends of its image (`headers`); None for any other.
+
+    `images`: where the image lies. What is between its ends is read only where they do not tell. Raises BadPairError.
+    """
+    ends = _taken(pair.image, images.read_ends)
+    size = plain_jpeg(ends)
+    if size is not None and plain_png(_bytes(pair.mask, sources)) == size:
+        return Fit.plan("original", size[1], size[0], None), ends
+    whole = as_it_is(pair, sources)
+    return (whole.fit, ends) if whole else None
 
 
 def load_image(file: File, sources: list[Source], kind: str, side: int | None) -> tuple[Image.Image, Fit]:
@@ -157,15 +166,19 @@ def load_image(file: File, sources: list[Source], kind: str, side: int | None) -
 
 
 def _bytes(file: File, sources: list[Source]) -> bytes:
+    return _taken(file, sources[file.source].read)
+
+
+def _taken(file: File, read: Callable[[str], bytes]) -> bytes:
+    """What `read`, of the file's source, gives of it; never nothing."""
     if file.size > MAX_FILE_BYTES:
         raise BadPairError(file, "pixel-limit", f"{file.size} bytes, more than {MAX_FILE_BYTES}")
-    source = sources[file.source]
     with _damage_named(file):
         try:
-            data = source.read(file.name)
+            data = read(file.name)
         except FileNotFoundError as error:  # no bad input: another machine does not see it, or somebody is at work
             raise ToolkitError(
-                f"{source.place}: {file.name} was there and is gone; leave the sources as they are, and run again"
+                f"{error.filename or file.name} was there and is gone; leave the sources as they are, and run again"
             ) from error
     if not data:
         raise BadPairError(file, "truncated", "the file is empty")

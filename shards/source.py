@@ -8,9 +8,10 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from shards.errors import SourceError
+from shards.headers import HEAD, TAIL
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 MAX_FILE_BYTES = 1 << 29  # of one image or mask, unpacked
@@ -35,9 +36,6 @@ class File:
 class Source(Protocol):
     """A place with files."""
 
-    rereads: ClassVar[bool]
-    """Whether to read a file again costs no more than to read a copy of it."""
-
     @property
     def place(self) -> str:
         """Its path or URL."""
@@ -58,9 +56,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder with everything below it."""
+    """A folder with everything below it. To read a file again costs no more than to read a copy of it."""
 
-    rereads: ClassVar[bool] = True
     place: str
 
     def files(self, source: int) -> list[File]:
@@ -84,6 +81,14 @@ class FolderSource:
         with open(f"{self.place}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             return file.read()
 
+    def read_ends(self, name: str) -> bytes:
+        """As `headers.ends_of` the bytes of a file, but what lies between them is not read. Raises OSError."""
+        with open(f"{self.place}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+            size = os.fstat(file.fileno()).st_size
+            if size <= HEAD + TAIL:
+                return file.read()
+            return os.pread(file.fileno(), HEAD, 0) + os.pread(file.fileno(), TAIL, size - TAIL)
+
     def close(self) -> None:
         pass
 
@@ -92,7 +97,6 @@ class FolderSource:
 class ZipSource:
     """A zip archive, read in place; `place` is a path or an fsspec URL."""
 
-    rereads: ClassVar[bool] = False
     place: str
     _open: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)
 
@@ -138,7 +142,6 @@ class ZipSource:
 class UrlSource:
     """A folder behind an fsspec URL."""
 
-    rereads: ClassVar[bool] = False
     place: str
 
     def files(self, source: int) -> list[File]:
@@ -162,7 +165,6 @@ class UrlSource:
 class FileSource:
     """A single picture; `place` is a path or an fsspec URL."""
 
-    rereads: ClassVar[bool] = False
     place: str
 
     def files(self, source: int) -> list[File]:

@@ -25,7 +25,7 @@ from isal import isal_zlib
 
 from shards import format
 from shards.errors import ToolkitError
-from shards.pack import Sample, copy_again, encode
+from shards.pack import Left, Sample, copy_left, encode
 from shards.pair import BadPairError
 from shards.pairing import Pair, Rejected
 from shards.plan import BuildOptions, Part, PlannedShard
@@ -44,7 +44,7 @@ class Spooled:
     """Of its first header in the part's tar, in bytes; None where it is left in the sources."""
     sizes: list[int]
     crcs: list[int]
-    """Of its members, as in the sample table."""
+    """Of its members, as in the sample table; none where it is left in the sources."""
     original: list[int]
     """Height and width of the original in pixels."""
     foreground: int
@@ -90,7 +90,7 @@ class ShardRecord:
 
     def to_json(self) -> bytes:
         """As the bytes of its file."""
-        return format.canonical_json(asdict(self))
+        return format.canonical_json(vars(self))
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
@@ -124,34 +124,46 @@ def encode_part(target: Target, part: Part, sources: list[Source], options: Buil
     with ExitStack() as tar:
         file: IO[bytes] | None = None
         for pair, group in zip(part.pairs, part.groups, strict=True):
-            sample = encode(pair, group, sources, options, original=part.original)
-            if isinstance(sample, Sample):
-                left = format.COPIED in sample.flags and all(
-                    sources[file.source].rereads for file in (pair.image, pair.mask)
-                )
-                samples.append(_spooled(sample, None if left else offset))
-                if not left:
-                    file = file or tar.enter_context(target.writing(tar_name(part.name)))
-                    file.writelines(pieces(sample.key, sample.members))
-                    offset += format.sample_bytes([len(data) for data in sample.members])
+            made = encode(pair, group, sources, options, original=part.original)
+            if isinstance(made, Sample):
+                file = file or tar.enter_context(target.writing(tar_name(part.name)))
+                file.writelines(pieces(made.key, made.members))
+                samples.append(_spooled(made, offset))
+                offset += format.sample_bytes(samples[-1].sizes)
+            elif isinstance(made, Left):
+                samples.append(_left(made))
             else:
-                rejected += sample
+                rejected += made
             tick()
     record = PartRecord(samples=samples, rejected=rejected)
     publish(target, part_record_name(part.name), record.to_json())
     return record
 
 
-def _spooled(sample: Sample, offset: int | None) -> Spooled:
+def _spooled(sample: Sample, offset: int) -> Spooled:
+    sizes, crcs = _sizes_and_crcs(sample.members)
     return Spooled(
         key=sample.key,
         offset=offset,
-        sizes=[len(data) for data in sample.members],
-        crcs=[isal_zlib.crc32(data) for data in sample.members],
+        sizes=sizes,
+        crcs=crcs,
         original=list(sample.original),
         foreground=sample.foreground,
         flags=sample.flags,
         hash=sample.hash.hex(),
+    )
+
+
+def _left(pair: Left) -> Spooled:
+    return Spooled(
+        key=pair.key,
+        offset=None,
+        sizes=[],
+        crcs=[],
+        original=list(pair.original),
+        foreground=format.UNCOUNTED,
+        flags=[format.COPIED],
+        hash=pair.hash.hex(),
     )
 
 
@@ -167,14 +179,16 @@ def write_shard(
     with target.writing(shard.name) as file:
         spooled = _spooled_samples(target, shard, parts)
         for pair, group, (sample, tar) in zip(shard.pairs, shard.groups, spooled, strict=True):
-            sizes, crcs = sample.sizes, sample.crcs
-            if not original:  # it is the last member
-                sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
             if tar and sample.offset is not None:
+                sizes, crcs = sample.sizes, sample.crcs
+                if not original:  # it is the last member
+                    sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
                 tar.seek(sample.offset)
                 data = [tar.read(format.sample_bytes(sizes))]
             else:
-                data = pieces(pair.key, _read_again(pair, group, sample, crcs, sources, original=original))
+                members = _copied(pair, group, sample, sources, original=original)
+                sizes, crcs = _sizes_and_crcs(members)
+                data = pieces(pair.key, members)
             for piece in data:
                 file.write(piece)
                 digest.update(piece)
@@ -196,21 +210,23 @@ def write_shard(
     return record
 
 
-def _read_again(
-    pair: Pair, group: str, sample: Spooled, crcs: list[int], sources: list[Source], *, original: bool
-) -> list[bytes]:
-    """The members of a sample that was left in its sources. Raises ToolkitError when they are not what they were."""
-    height, width = sample.original
+def _copied(pair: Pair, group: str, left: Spooled, sources: list[Source], *, original: bool) -> list[bytes]:
+    """The members of a pair that was left in its sources. Raises ToolkitError when it is not what it was."""
+    height, width = left.original
     try:
-        members = copy_again(pair, group, sources, (height, width), original=original)
+        members = copy_left(pair, group, (height, width), sources, original=original)
     except BadPairError:
-        members = []
-    if [isal_zlib.crc32(data) for data in members] != crcs:
+        members = None
+    if members is None:
         raise ToolkitError(
             f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build; "
             "leave the sources as they are, and run again"
         )
     return members
+
+
+def _sizes_and_crcs(members: list[bytes]) -> tuple[list[int], list[int]]:
+    return [len(data) for data in members], [isal_zlib.crc32(data) for data in members]
 
 
 def _spooled_samples(

@@ -41,6 +41,18 @@ def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(pyth
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
+def test_a_cpu_without_bf16_computes_in_float32_and_says_so(python, has, precision):
+    program = f"""
+from isicdist import processes
+processes.computes_bf16 = lambda: {has}
+print(processes.start().mixed_precision)
+"""
+    done = python("-c", program, env={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert done.stdout.split() == [precision], done.stderr
+    assert ("no instructions for bf16: computing in float32" in done.stderr) is not has
+
+
 def test_a_lost_rank_is_said_in_one_line_and_other_errors_pass():
     gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:14040. See"
     with pytest.raises(TrainingError) as caught, said_when_lost():
