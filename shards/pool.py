@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ def in_parallel(
     if workers == 1:
         yield _one_by_one(work, parts, shared, report)
         return
+    gc.freeze()  # what is here now, or every collection in a process would write to its pages, and so copy them
     context = multiprocessing.get_context("fork")
     counter = context.Value("Q", 0)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shared, counter))
@@ -52,6 +54,7 @@ def in_parallel(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        gc.unfreeze()
 
 
 def results_in_order(

@@ -25,7 +25,7 @@ def saved(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}, {"comment": b"c" * 300}]
 )
-def test_a_plain_jpeg_has_its_size_and_its_ends_are_enough_to_tell(options: dict[str, object]):
+def test_a_plain_jpeg_has_its_size_and_its_ends_are_enough_to_tell(options: dict[str, Any]):
     jpeg = saved(RGB, quality=95, **options)
     assert len(jpeg) > HEAD + TAIL
     assert plain_jpeg(jpeg) == plain_jpeg(ends_of(jpeg)) == (300, 200)
