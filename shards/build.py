@@ -82,6 +82,8 @@ def build(
     `options.on_bad_input` is fail (then nothing is left behind), UsageError when `out` holds something else.
     """
     options = options or BuildOptions()
+    if scheduler and workers is not None:
+        raise UsageError("--workers and --scheduler: give one of the two; a cluster brings workers of its own")
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise UsageError(f"--workers {workers}: give 1 or more")

@@ -16,7 +16,7 @@ import pytest
 
 from shards import cluster
 from shards.build import build
-from shards.errors import ToolkitError
+from shards.errors import ToolkitError, UsageError
 from shards.job import PLAN, Job
 from shards.pairing import BadInputError
 from shards.plan import BuildOptions
@@ -187,6 +187,12 @@ def own(tmp_path: Path) -> Iterator[Dask]:
         yield running
     finally:
         running.stop()
+
+
+def test_workers_of_this_machine_and_a_cluster_are_not_both_asked_for(pictures: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="--workers and --scheduler: give one of the two"):
+        build(str(pictures), str(pictures), tmp_path / "set", OPTIONS, workers=2, scheduler="tcp://localhost:1")
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_cluster_without_workers_and_one_that_dies_are_one_line_and_a_rerun_completes(
