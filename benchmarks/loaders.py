@@ -1,4 +1,4 @@
-"""The loaders that stream.py compares: each opens a set, and returns what reads an epoch."""
+"""The loaders that stream.py compares: each opens a set, importing what it needs, and returns what reads an epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 BATCH, WORKERS = 16, 2
 
@@ -26,6 +25,8 @@ Epoch = Callable[[], Iterator[Any]]
 
 def decoded(jpg: bytes, png: bytes, codec: str) -> tuple[np.ndarray, np.ndarray]:
     """A sample for the other loaders: image (H, W, 3) and mask (H, W), uint8."""
+    from PIL import Image
+
     if codec == "simplejpeg":
         image = simplejpeg.decode_jpeg(jpg, "RGB")
     else:
@@ -37,7 +38,7 @@ def open_isicdist(data: Path, *, cached: bool = False) -> Epoch:
     from isicdist.decoded import DecodedCache
     from isicdist.order import BatchPlan
     from isicdist.stream import Stream
-    from shards.cache import cache_root
+    from shards.node import cache_root
     from shards.reader import ShardSet
 
     split = ShardSet.open(data).split("train")

@@ -45,7 +45,6 @@ import numpy as np
 import psutil
 import simplejpeg
 from loaders import BATCH, WORKERS, import_streaming, open_contender, open_isicdist
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"webdataset": "webdataset", "mosaicml": "streaming", "litdata": "litdata", "folder": "torch"}
@@ -63,6 +62,8 @@ def run_ceiling(data: Path, seconds: float, *, pillow: bool) -> dict[str, float]
     start, ends = context.Barrier(WORKERS), [context.Pipe() for _ in range(WORKERS)]
 
     def work(share: int) -> None:
+        from PIL import Image
+
         from shards import format
         from shards.reader import ShardSet
 

@@ -30,8 +30,8 @@ from typing import Self
 import numpy as np
 from isal import isal_zlib
 
-from shards.cache import cache_root, evict
 from shards.errors import UsageError
+from shards.node import cache_root, evict
 from shards.reader import Split
 
 _WRITTEN = 1 << 32  # in every marker, so that a hole has none

@@ -146,7 +146,8 @@ def _devices() -> Iterator[Check]:
             advice="install torch's CUDA build" if unused else "",
         )
         bf16 = computes_bf16()
-        yield Check(name="bf16", state="ok", found="in this CPU" if bf16 else "not in this CPU: float32 takes its place")
+        found = "in this CPU" if bf16 else "not in this CPU: float32 takes its place"
+        yield Check(name="bf16", state="ok", found=found)
         return
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     yield Check(name="GPUs", state="ok", found=f"{count}: {', '.join(names)}")

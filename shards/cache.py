@@ -4,9 +4,8 @@
     CACHE/shards/<digest of the set>/train/000007.tar.SIZE.part  on its way, SIZE bytes when it is whole
     CACHE/shards/<digest of the set>/train/000007.tar.lock       held by the one that fetches it
 
-CACHE is $ISICDIST_CACHE, else $XDG_CACHE_HOME/isicdist, else ~/.cache/isicdist. A copy that is open is locked (shared),
-so that nobody evicts what is read now. The kernel drops the locks of a process that dies; what a killed one has left
-of a copy is fetched anew or evicted by the next.
+CACHE is `shards.node.cache_root`. A copy that is open is locked (shared), so that nobody evicts what is read now; what
+a killed process has left of a copy is fetched anew or evicted by the next.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from shards import format
 from shards.errors import CorruptShardError, ShardSetError, ToolkitError, UsageError
+from shards.node import cache_root, evict
 from shards.remote import RemoteFolder
 
 WAIT_FOR_ROOM = 10.0  # seconds in which other processes may let go of what they read
@@ -33,14 +33,6 @@ POLL = 0.05  # seconds
 Entry = Mapping[str, Any]
 """A file of a set as its index names it: name, bytes, sha256."""
 Inspect = Callable[[Path], None]
-
-
-def cache_root() -> Path:
-    """The folder of what is kept on this node and can be made again: see above."""
-    given = os.environ.get("ISICDIST_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isicdist"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +57,7 @@ class NodeCache:
             for _, freed, path in files:
                 if taken + size <= self.limit:
                     break
-                if path not in keep and evict(path):
+                if path not in keep and _evict(path):
                     taken -= freed
             if taken + size > self.limit:
                 return False
@@ -199,17 +191,14 @@ def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
 
 
-def evict(path: Path) -> bool:
-    """Remove a copy that no process reads (it would hold a lock), or what a killed one has left of it; whether so."""
+def _evict(path: Path) -> bool:
+    """Remove a copy that no process reads, or what a killed one has left of it; whether it is gone."""
+    if path.suffix != ".part":
+        return evict(path)
     try:
-        if path.suffix == ".part":
-            with FileLock(_lock_of(path.with_suffix("").with_suffix("")), timeout=0):
-                path.unlink()
-        else:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-    except (Timeout, BlockingIOError):
+        with FileLock(_lock_of(path.with_suffix("").with_suffix("")), timeout=0):
+            path.unlink()
+    except Timeout:
         return False
     except FileNotFoundError:  # somebody else was quicker
         pass

@@ -54,7 +54,6 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from isal import isal_zlib
-from PIL import Image
 
 from shards.errors import CorruptShardError, ShardSetError
 
@@ -174,6 +173,8 @@ def decode_mask(data: bytes | memoryview, out: np.ndarray | None = None) -> np.n
     """
     mask = _plain_mask(data)
     if mask is None:
+        from PIL import Image  # late: a loader of what is built here does without its memory
+
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if picture.mode not in ("1", "L"):
                 raise ValueError(f"a mask of mode {picture.mode}, not 1-bit or 8-bit grey")

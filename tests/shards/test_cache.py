@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from shards import cache as node_cache
-from shards.cache import NodeCache, cache_root
+from shards.cache import NodeCache
 from shards.errors import CorruptShardError, ShardSetError, UsageError
+from shards.node import cache_root
 from shards.reader import ShardSet, Split
 from tests.conftest import ROOT
 from tests.faults.servers import Served, faulty, serve
