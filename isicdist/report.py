@@ -32,10 +32,10 @@ def report(run: Path, console: Console) -> None:
     if not train:
         raise CheckpointError(f"{run}: nothing is logged in it yet; wait for its first steps")
 
-    last = train[-1]
+    last, precision = train[-1], config["mixed_precision"]
     console.print(
         f"step {last['step']} · epoch {last['epoch']} · {last['samples']} samples · {config['world_size']} processes · "
-        f"{config['mixed_precision']} · global batch {config['batch']['global_size']}"
+        f"{'float32' if precision == 'no' else precision} · global batch {config['batch']['global_size']}"
     )
     table = Table("split", "resolution", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("threshold", "n", *NAMES):
