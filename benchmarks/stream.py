@@ -14,8 +14,8 @@ taken within a round, and the median is over the rounds.
                        webdataset's documented pipeline, mosaicml-streaming, litdata, a torch Dataset over files; each
                        under a DataLoader with persistent workers, with Pillow, and (…-simplejpeg) with simplejpeg
 
-`--beside-step` times the train step instead (the Improved UNet in bf16), with the batches of a contender against one
-that is there already: by how much a loader slows the training on the same cores.
+`--beside-step` times the train step instead (the Improved UNet, in bf16 where the CPU has it), with the batches of a
+contender against one that is there already: by how much a loader slows the training on the same cores.
 """
 
 from __future__ import annotations
@@ -127,14 +127,16 @@ def run_step(name: str, data: Path, folder: Path, seconds: float) -> dict[str, f
     from isicdist.loss import segmentation_loss
     from isicdist.memory import keep_freed
     from isicdist.model import ImprovedUNet
+    from isicdist.processes import computes_bf16
 
     keep_freed()  # as a run does
     torch.manual_seed(0)
+    narrow = computes_bf16()
     model = ImprovedUNet()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def step(images: torch.Tensor, masks: torch.Tensor) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             logits = model(normalise(to_unit(images)), torch.arange(len(images)))
         segmentation_loss(logits, masks.reshape(logits.shape)).mean().backward()
         optimizer.step()

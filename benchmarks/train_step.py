@@ -1,9 +1,10 @@
 """What one training step costs, and what makes it cheaper: python benchmarks/train_step.py [--side 128] [--batch 8]
 
 The Improved UNet with dropout, loss and Adam on a batch that lies on the device already. The first row is how a run
-trains in bf16; every other row changes one thing about it. They take turns; ratios are taken within a round, and the
-medians are over the rounds. On a CPU the ratio is one of CPU seconds, which other work on the machine disturbs least;
-on a GPU one of wall seconds. `--compile` adds torch.compile and says how long it takes to begin.
+trains, in bf16 where the device computes in it; every other row changes one thing about it. They take turns; ratios
+are taken within a round, and the medians are over the rounds. On a CPU the ratio is one of CPU seconds, which other
+work on the machine disturbs least; on a GPU one of wall seconds. `--compile` adds torch.compile and says how long it
+takes to begin.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from isicdist.ema import Ema
 from isicdist.loss import segmentation_loss
 from isicdist.memory import keep_freed
 from isicdist.model import ContextModule, ImprovedUNet, KeyedDropout, NormAct
+from isicdist.processes import computes_bf16
 
 Step = Callable[[], object]
 
@@ -78,6 +80,8 @@ class Bench:
 
     def __init__(self, device: torch.device, batch: int, side: int) -> None:
         self.device = device
+        self.narrow = device.type == "cuda" or computes_bf16()
+        """Whether a run trains in bf16."""
         rng = np.random.default_rng(0)
         self.images = torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)).to(device)
         self.masks = torch.from_numpy(rng.integers(0, 2, (batch, 1, side, side), dtype=np.uint8)).to(device)
@@ -87,18 +91,18 @@ class Bench:
     def step(
         self,
         *changes: Callable[[ImprovedUNet], None],
-        precision: torch.dtype = torch.bfloat16,
+        narrow: bool | None = None,
         compiled: bool = False,
         fused: bool = True,
     ) -> Step:
-        """Forward, backward and Adam of a network after `changes` to it."""
+        """Forward, backward and Adam of a network after `changes` to it; `narrow`: in bf16, or as a run would."""
         torch.manual_seed(0)
         network = ImprovedUNet().to(self.device)
         for change in changes:
             change(network)
         optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=fused)
         forward = torch.compile(network) if compiled else network
-        narrow = precision != torch.float32
+        narrow = self.narrow if narrow is None else narrow
         inputs = normalise(to_unit(self.images))
 
         def run() -> None:
@@ -136,23 +140,24 @@ class Bench:
 def contenders(bench: Bench, compiled: bool) -> dict[str, Step]:
     """The rows of the table: the first is what the others are compared with."""
     recipe = AugmentConfig(**load_recipe("isic2018-128")["augment"])
-    cpu = bench.device.type == "cpu"
+    own, other = ("bf16", "float32") if bench.narrow else ("float32", "bf16")
+    last = bench.narrow and bench.device.type == "cpu"  # the network chooses the layout of its own accord
     rows = {
-        "bf16": bench.step(),
-        "bf16, channels first" if cpu else "bf16, channels last": bench.step(channels_first if cpu else channels_last),
-        "float32": bench.step(precision=torch.float32),
-        "float32, channels last": bench.step(channels_last, precision=torch.float32),
-        "bf16, Adam not fused": bench.step(fused=False),
-        "bf16, no biases before norms": bench.step(without_idle_biases),
-        "bf16, torch's dropout": bench.step(plain_dropout),
-        "bf16, no dropout": bench.step(without_dropout),
+        own: bench.step(),
+        f"{own}, channels {'first' if last else 'last'}": bench.step(channels_first if last else channels_last),
+        other: bench.step(narrow=not bench.narrow),
+        f"{other}, channels last": bench.step(channels_last, narrow=not bench.narrow),
+        f"{own}, Adam not fused": bench.step(fused=False),
+        f"{own}, no biases before norms": bench.step(without_idle_biases),
+        f"{own}, torch's dropout": bench.step(plain_dropout),
+        f"{own}, no dropout": bench.step(without_dropout),
         "augmentation alone, recipe isic2018-128": bench.augmentation(recipe),
         "augmentation alone, the paper's": bench.augmentation(TrainConfig().augment),
         "moving average of the weights alone": bench.average(),
     }
     if compiled:
-        rows |= {"bf16, compiled": bench.step(compiled=True)}
-        rows |= {"bf16, compiled, channels last": bench.step(channels_last, compiled=True)}
+        rows |= {f"{own}, compiled": bench.step(compiled=True)}
+        rows |= {f"{own}, compiled, channels last": bench.step(channels_last, compiled=True)}
     return rows
 
 
