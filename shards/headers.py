@@ -39,7 +39,7 @@ def plain_jpeg(data: bytes) -> tuple[int, int] | None:
         kind = head[1]
         if kind == _SCAN:
             return size
-        if kind in _FRAMES and size is None and head[4] == 8 and data[start + 9] == 3:
+        if kind in _FRAMES and size is None and head[4] == 8 and head[9] == 3:  # bits, colours
             height, width = struct.unpack(">HH", head[5:9])
             if not 0 < height * width <= format.MAX_PIXELS:
                 return None

@@ -219,8 +219,8 @@ def _copied(pair: Pair, group: str, left: Spooled, sources: list[Source], *, ori
         members = None
     if members is None:
         raise ToolkitError(
-            f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build; "
-            "leave the sources as they are, and run again"
+            f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build or cannot "
+            "be read any more; leave the sources as they are, and run again"
         )
     return members
 
