@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_MODE"] = "disabled"  # but where a test is about it
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

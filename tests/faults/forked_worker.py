@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # which a run's optimizer imports; it takes longer than the run
 
 import isicdist.train
 from isicdist.cli import main

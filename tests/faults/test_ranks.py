@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).parent / "faulty_worker.py"
 WORDS = ("--epochs", 9, "--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1, "--checkpoint-every", 1)
-NO_WANDB = {"WANDB_MODE": "disabled"}
 
 
 def lines(run: Path) -> list[dict]:
@@ -37,10 +36,9 @@ def test_out_of_memory_on_one_rank_makes_all_micro_batches_smaller(python, shard
     """Share 3, so micro batches of 3, then 2, then 1: the same samples, and the same weights as on one process."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train = ("train", "--data", shard_set, "--steps", 3, *WORDS)
-    done = python(WORKER, "nan", 0, 0, *train, "--run", whole, env={"DTYPE": "float64", **NO_WANDB})
+    done = python(WORKER, "nan", 0, 0, *train, "--run", whole, env={"DTYPE": "float64"})
     assert done.returncode == 0, done.stderr
-    env = {"DTYPE": "float64", **NO_WANDB}
-    done = python(WORKER, "out_of_memory", 2, 9, *train, "--run", cut, processes=2, env=env)
+    done = python(WORKER, "out_of_memory", 2, 9, *train, "--run", cut, processes=2, env={"DTYPE": "float64"})
     assert done.returncode == 0, done.stderr
     assert "out of memory in step 2: now 2 samples at once" in done.stdout
     assert "out of memory in step 2: now 1 samples at once" in done.stdout
@@ -53,7 +51,7 @@ def test_out_of_memory_on_one_rank_makes_all_micro_batches_smaller(python, shard
 def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(python, shard_set, tmp_path):
     run = tmp_path / "run"
     words = ("--data", shard_set, "--run", run, *WORDS, "--max-skipped", 1, "--keep", 9, "--steps")
-    done = python(WORKER, "nan", 3, 3, "train", *words, 5, processes=2, env=NO_WANDB)
+    done = python(WORKER, "nan", 3, 3, "train", *words, 5, processes=2)
     assert done.returncode == 0, done.stderr
     assert [line["skipped"] for line in lines(run)] == [0, 0, 1, 0, 0]
     assert lines(run)[2]["loss"] is None
@@ -63,7 +61,7 @@ def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(
     assert after.isfinite().all()
 
     # Two steps more, and both are bad: one more than is borne, which is known one step later.
-    done = python(WORKER, "nan", 1, 9, "train", *words, 10, processes=2, env=NO_WANDB)
+    done = python(WORKER, "nan", 1, 9, "train", *words, 10, processes=2)
     assert done.returncode == 1
     said = set(re.findall(r"rank \d: (loss or gradient not finite in 2 steps in a row.*)", done.stderr))
     assert len(said) == 1, done.stderr
@@ -80,7 +78,7 @@ def launched(shard_set, tmp_path) -> Iterator:
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
         command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", str(WORKER)]
         command += [fault, str(first), "999", "train", "--data", str(shard_set), "--run", str(tmp_path / "run")]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **NO_WANDB}
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         with (tmp_path / "said").open("w") as said:
             words = (*command, *WORDS, *words)
             started.append(subprocess.Popen([str(word) for word in words], cwd=ROOT, env=env, stdout=said, stderr=said))

@@ -20,7 +20,7 @@ WORDS = ("--epochs", "400", "--batch.global-size", "6", "--model.base-channels",
 
 def started(command: list[str], run: Path) -> subprocess.Popen[str]:
     """The command, when it has trained a few steps."""
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     pipes: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
     metrics = run / "metrics.jsonl"

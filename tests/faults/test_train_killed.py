@@ -15,7 +15,7 @@ KILLS = [f"kill-{number}" for number in (3, 11, 16, 22, 38)]
 @pytest.fixture(scope="module")
 def runs(python, shard_set, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("forked")
-    done = python(WORKER, shard_set, out, "whole", "reseed", *KILLS, env={"WANDB_MODE": "disabled"})
+    done = python(WORKER, shard_set, out, "whole", "reseed", *KILLS)
     assert done.returncode == 0, done.stderr
     return out
 

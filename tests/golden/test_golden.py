@@ -23,7 +23,7 @@ NAMES = ("step", "epoch", "samples", "loss", "pooled_dice", "lr", "grad_norm")
 
 def test_the_first_losses_are_what_they_were(python, tmp_path):
     words = ("train", "--data", HERE / "set", "--run", tmp_path / "run", "--config", HERE / "debug.toml")
-    done = python(WORKER, "float64", *words, env={"WANDB_MODE": "disabled"})
+    done = python(WORKER, "float64", *words)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [{name: line[name] for name in NAMES} for line in lines if line["event"] == "train"]

@@ -1,4 +1,7 @@
-"""Score made-up images on the processes there are, and write the summaries: for test_dice.py."""
+"""Score made-up images on 1, 2, 3 and 4 processes: for test_dice.py.
+
+`python dice_worker.py FOLDER N...` writes FOLDER/WORLD.json, a summary for each N.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
 
-from isicdist import processes
 from isicdist.dice import DiceReduction
 from isicdist.thresholds import ThresholdReduction
 
@@ -31,13 +33,16 @@ def scored(n: int, accelerator: Accelerator) -> dict[str, object]:
     return {"n": summary.n, **scores, "rows": summary.rows.tolist(), "on": curve.on.tolist(), "off": curve.off.tolist()}
 
 
-def main(sizes: list[int], out: Path) -> None:
-    accelerator = processes.start()
+def score(sizes: list[int], out: Path) -> None:
+    """On each process of one world."""
+    accelerator = Accelerator(cpu=True)
     summaries = [scored(n, accelerator) for n in sizes]
     if accelerator.is_main_process:
-        out.write_text(json.dumps(summaries))
+        out.joinpath(f"{accelerator.num_processes}.json").write_text(json.dumps(summaries))
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[2:]], Path(sys.argv[1]))
+    folder, sizes = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
+    for world in (1, 2, 3, 4):  # forks of this process, which has imported everything
+        debug_launcher(score, (sizes, folder), world)
