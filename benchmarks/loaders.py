@@ -91,14 +91,12 @@ def open_processes(data: Path) -> Epoch:
 
 
 def open_webdataset(data: Path, codec: str) -> Epoch:
-    import webdataset as wds
+    from webdataset import WebDataset, WebLoader  # pyright: ignore[reportAttributeAccessIssue]  as documented
 
     urls = sorted(str(path) for path in (data / "train").glob("*.tar"))
-    dataset: Any = wds.WebDataset(urls, shardshuffle=100)  # type: ignore[attr-defined]
-    dataset = dataset.shuffle(100).to_tuple("jpg", "mask.png").map(lambda sample: decoded(*sample, codec))  # type: ignore[call-arg]
-    loader = wds.WebLoader(  # type: ignore[attr-defined]
-        dataset.batched(BATCH), batch_size=None, num_workers=WORKERS, persistent_workers=True
-    )
+    dataset = WebDataset(urls, shardshuffle=100)
+    dataset = dataset.shuffle(100).to_tuple("jpg", "mask.png").map(lambda sample: decoded(*sample, codec))  # pyright: ignore[reportCallIssue]
+    loader = WebLoader(dataset.batched(BATCH), batch_size=None, num_workers=WORKERS, persistent_workers=True)
     return lambda: ((images.permute(0, 3, 1, 2), masks) for images, masks in loader)
 
 

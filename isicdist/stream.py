@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Self
@@ -163,7 +163,7 @@ class Stream:
                 self._advance(batch.step_samples)
             yield batch
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self) -> Generator[Batch, None, None]:
         """Every sample of the split once over all ranks, in the order of the table: for evaluation."""
         return self._batches(np.arange(len(self.split)), 0)
 
@@ -172,7 +172,7 @@ class Stream:
         if self.consumed == len(self.split):
             self.epoch_number, self.consumed = self.epoch_number + 1, 0
 
-    def _batches(self, order: np.ndarray, first: int) -> Iterator[Batch]:
+    def _batches(self, order: np.ndarray, first: int) -> Generator[Batch, None, None]:
         planned = (
             (step, micro, numbers)
             for step in range(first, self.steps_per_epoch)

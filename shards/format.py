@@ -200,7 +200,7 @@ def _plain_mask(data: bytes | memoryview) -> np.ndarray | None:
     inflate = isal_zlib.decompressobj()
     try:
         rows = np.frombuffer(inflate.decompress(data[PNG_BODY:end], height * row + 1), np.uint8)
-    except isal_zlib.error:  # type: ignore[misc]  its stub types the class as an instance
+    except isal_zlib.error:  # pyright: ignore[reportGeneralTypeIssues]  its stub has an instance
         return None
     if len(rows) != height * row or not inflate.eof or rows[::row].any():
         return None

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # which a run's optimizer imports; it takes longer than the run
+import torch._dynamo  # as making an optimizer does: here once, not in every fork
 
 import isicdist.train
 from isicdist.cli import main

@@ -249,7 +249,7 @@ def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(sp
         next(passed)
         assert begun.wait(20)
         threading.Timer(0.2, going.set).start()
-        passed.close()  # type: ignore[attr-defined]
+        passed.close()
         assert going.is_set()
         for batch in stream.in_order():
             for place in np.flatnonzero(batch.valid):
@@ -274,7 +274,7 @@ def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(spl
     for rank in range(world):
         source = PlannedSource(split, plan, rank, seed=5, epoch=1)
         pipeline = DataPipeline(source, filters.map(decoded), filters.batched(3))
-        batches = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
+        batches = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))  # pyright: ignore[reportArgumentType]
         with open_stream(split, world, rank, micro=3) as stream:
             stream.epoch_number = 1
             for batch in stream.epoch():
