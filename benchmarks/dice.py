@@ -39,11 +39,11 @@ from monai.metrics.meandice import DiceMetric  # pyright: ignore[reportMissingIm
 from torch import Tensor, distributed
 from torchmetrics.segmentation import DiceScore  # pyright: ignore[reportMissingImports]
 
-from isicdist import processes
-from isicdist.dice import DiceReduction, per_image_scores
+from isicdist.distributed import launch as processes
 from isicdist.evaluate import Counter, score
-from isicdist.segmenter import load_model
-from isicdist.thresholds import ThresholdReduction
+from isicdist.metrics.dice import DiceReduction, per_image_scores
+from isicdist.metrics.thresholds import ThresholdReduction
+from isicdist.network.segmenter import load_model
 from shards.reader import ShardSet
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,11 +35,11 @@ def decoded(jpg: bytes, png: bytes, codec: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def open_isicdist(data: Path, *, cached: bool = False) -> Epoch:
-    from isicdist.decoded import DecodedCache
-    from isicdist.order import BatchPlan
-    from isicdist.stream import Stream
-    from shards.node import cache_root
+    from isicdist.data.decoded_cache import DecodedCache
+    from isicdist.data.order import BatchPlan
+    from isicdist.data.stream import Stream
     from shards.reader import ShardSet
+    from shards.remote.cache import cache_root
 
     split = ShardSet.open(data).split("train")
     cache = DecodedCache(split, cache_root() / "decoded") if cached else None
@@ -51,7 +51,7 @@ def open_isicdist(data: Path, *, cached: bool = False) -> Epoch:
 def open_processes(data: Path) -> Epoch:
     import torch
 
-    from isicdist.order import BatchPlan, epoch_order, num_steps, rank_slice
+    from isicdist.data.order import BatchPlan, epoch_order, num_steps, rank_slice
     from shards.reader import ShardSet
 
     split = ShardSet.open(data).split("train")

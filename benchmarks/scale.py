@@ -33,15 +33,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import format
-from shards.duplicates import near_pairs
-from shards.index import publish_index
-from shards.pairing import pair_files
-from shards.plan import BuildOptions, PlannedShard, cut, digest_of_files, plan_shards, splits_by_hash
+from shards import format, layout
+from shards.inputs.match import pair_files
+from shards.inputs.source import File
+from shards.planning.duplicates import near_pairs
+from shards.planning.plan import BuildOptions, PlannedShard, cut, digest_of_files, plan_shards, splits_by_hash
 from shards.reader import ShardSet
-from shards.source import File
-from shards.spool import ShardRecord
-from shards.target import WORK, open_target
+from shards.writing.index import publish_index
+from shards.writing.staging import ShardRecord
+from shards.writing.target import WORK, open_target
 
 ROOT = Path(__file__).resolve().parent.parent
 OPEN = """
@@ -64,8 +64,8 @@ def record_of(shard: PlannedShard, random: np.random.Generator) -> ShardRecord:
         if shard.split == "train":
             sizes[format.ORIGINAL] = 0
         rows.append([pair.key, offset, sizes, crc, 450, 600, area])
-        offset += format.sample_bytes(sizes)
-    size = format.shard_bytes(offset)
+        offset += layout.sample_bytes(sizes)
+    size = layout.shard_bytes(offset)
     return ShardRecord(name=shard.name, samples=len(rows), bytes=size, sha256=f"{offset:064x}", rows=rows, flags={})
 
 

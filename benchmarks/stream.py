@@ -64,7 +64,7 @@ def run_ceiling(data: Path, seconds: float, *, pillow: bool) -> dict[str, float]
     def work(share: int) -> None:
         from PIL import Image
 
-        from shards import format
+        from shards import codecs, format
         from shards.reader import ShardSet
 
         split = ShardSet.open(data).split("train")
@@ -79,7 +79,7 @@ def run_ceiling(data: Path, seconds: float, *, pillow: bool) -> dict[str, float]
                 if pillow:
                     masks[place % BATCH] = np.array(Image.open(io.BytesIO(png)), dtype=np.uint8)
                 else:
-                    format.decode_mask(png, masks[place % BATCH])
+                    codecs.decode_mask(png, masks[place % BATCH])
 
         epoch()
         start.wait()
@@ -123,15 +123,14 @@ def run_step(name: str, data: Path, folder: Path, seconds: float) -> dict[str, f
     """Milliseconds of a train step that takes each batch of a contender, or one batch again and again."""
     import torch
 
-    from isicdist.augment import normalise, to_unit
-    from isicdist.loss import segmentation_loss
-    from isicdist.memory import keep_freed
-    from isicdist.model import ImprovedUNet
-    from isicdist.processes import computes_bf16
+    from isicdist.distributed.launch import cpu_has_bf16, disable_malloc_trim
+    from isicdist.network.loss import segmentation_loss
+    from isicdist.network.normalise import normalise, to_unit
+    from isicdist.network.unet import ImprovedUNet
 
-    keep_freed()  # as a run does
+    disable_malloc_trim()  # as a run does
     torch.manual_seed(0)
-    narrow = computes_bf16()
+    narrow = cpu_has_bf16()
     model = ImprovedUNet()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
@@ -269,7 +268,7 @@ def order_line() -> str:
     """How long a million samples take to be ordered."""
     from types import SimpleNamespace
 
-    from isicdist.order import epoch_order
+    from isicdist.data.order import epoch_order
 
     index: Any = SimpleNamespace(digest="", shard_samples=np.full(3907, 256))
     taken = {}

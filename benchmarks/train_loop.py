@@ -42,11 +42,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isicdist import processes
-from isicdist.augment import normalise, to_unit
 from isicdist.config import AugmentConfig, BatchConfig, OptimConfig, TrainConfig, load_recipe
-from isicdist.loss import segmentation_loss
-from isicdist.model import ImprovedUNet
+from isicdist.distributed import launch as processes
+from isicdist.network.loss import segmentation_loss
+from isicdist.network.normalise import normalise, to_unit
+from isicdist.network.unet import ImprovedUNet
 from isicdist.train import train
 from shards.reader import ShardSet
 
@@ -142,7 +142,7 @@ def ours(data: str, folder: Path, world: int, batch: int, steps: int) -> tuple[f
         batch=BatchConfig(global_size=batch * world),
         optim=OptimConfig(ema_decay=0.99),
         # All pixels in every step, as the others have them.
-        augment=AugmentConfig(**load_recipe("isic2018-128")["augment"] | {"small_share": 0.0}),
+        augment=AugmentConfig(**load_recipe("isic2018-128")["augment"] | {"progressive_resize_fraction": 0.0}),
     )
     with contextlib.redirect_stdout(io.StringIO()):
         train(config, data, folder)

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isicdist.augment import augment, normalise, to_unit
 from isicdist.config import AugmentConfig, TrainConfig, load_recipe
-from isicdist.ema import Ema
-from isicdist.loss import segmentation_loss
-from isicdist.memory import keep_freed
-from isicdist.model import ContextModule, ImprovedUNet, KeyedDropout, NormAct
-from isicdist.processes import computes_bf16
+from isicdist.data.augment import augment
+from isicdist.distributed.launch import cpu_has_bf16, disable_malloc_trim
+from isicdist.network.dropout import KeyedDropout
+from isicdist.network.loss import segmentation_loss
+from isicdist.network.normalise import normalise, to_unit
+from isicdist.network.unet import ContextModule, ImprovedUNet, NormAct
+from isicdist.training.optim import Ema
 
 Step = Callable[[], object]
 
@@ -67,7 +68,7 @@ def plain_dropout(network: ImprovedUNet) -> None:
 def without_idle_biases(network: ImprovedUNet) -> None:
     """Leave out the biases that a norm takes away again: of convolutions with a norm right behind them."""
     for module in network.modules():
-        if isinstance(module, ContextModule) and isinstance(module.between, NormAct):
+        if isinstance(module, ContextModule) and isinstance(module.norm2, NormAct):
             module.conv1.bias = None
         if isinstance(module, nn.Sequential) and not isinstance(module, NormAct):
             for convolution in module:
@@ -80,7 +81,7 @@ class Bench:
 
     def __init__(self, device: torch.device, batch: int, side: int) -> None:
         self.device = device
-        self.narrow = device.type == "cuda" or computes_bf16()
+        self.narrow = device.type == "cuda" or cpu_has_bf16()
         """Whether a run trains in bf16."""
         rng = np.random.default_rng(0)
         self.images = torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)).to(device)
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
-    keep_freed()  # as a run does
+    disable_malloc_trim()  # as a run does
     bench = Bench(torch.device(words.device), words.batch, words.side)
     rows = contenders(bench, words.compile)
 

@@ -13,7 +13,8 @@ from cyclopts.config import Dict
 
 from isicdist import __version__
 from isicdist.config import TrainConfig, Tta, load_file, load_recipe
-from shards.errors import UsageError, exit_code_of
+from shards.command_line import exit_code_of
+from shards.errors import UsageError
 
 DEFAULT_RECIPE = "isic2018-128"
 
@@ -95,7 +96,7 @@ def evaluate(
     from rich.console import Console
 
     from isicdist.evaluate import evaluate as command
-    from isicdist.results import SUMMARY_NAME, show
+    from isicdist.metrics.results import SUMMARY_NAME, show
 
     result = command(checkpoint, data, split, metadata=metadata, tta=tta)
     if result is None:  # a process that is not the main one
@@ -219,7 +220,7 @@ def synth(*, out: Path, samples: int = 64, seed: int = 0) -> None:
     """
     from rich.progress import Progress
 
-    from isicdist.synthetic import synthesize
+    from isicdist.data.synthetic import synthesize
 
     with Progress() as progress:
         task = progress.add_task("synth", total=samples)

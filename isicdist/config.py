@@ -22,14 +22,14 @@ Tta = Literal["off", "flips", "d4"]
 """Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
 
 
-def _need(holds: bool, name: str, value: object, way_out: str) -> None:
+def _require(holds: bool, name: str, value: object, hint: str) -> None:
     if not holds:
-        raise UsageError(f"{name} is {value}: {way_out}")
+        raise UsageError(f"{name} is {value}: {hint}")
 
 
-def _need_range(name: str, value: Range) -> None:
+def _require_range(name: str, value: Range) -> None:
     low, high = value
-    _need(0 < low <= high < math.inf, name, value, "give two positive numbers, the smaller one first")
+    _require(0 < low <= high < math.inf, name, value, "give two positive numbers, the smaller one first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class BatchConfig:
     pixels), and half as many whenever a process runs out of memory."""
 
     def __post_init__(self) -> None:
-        _need(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
+        _require(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
         if self.micro_size != "auto":
-            _need(self.micro_size >= 1, "batch.micro_size", self.micro_size, "give a number from 1, or auto")
+            _require(self.micro_size >= 1, "batch.micro_size", self.micro_size, "give a number from 1, or auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,11 @@ class StreamConfig:
     below the cache folder, if they take at most a quarter of the memory and half of what is free on the disk."""
 
     def __post_init__(self) -> None:
-        _need(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode")
-        _need(self.prefetch >= 1, "stream.prefetch", self.prefetch, "at least 1 micro batch is read ahead")
-        _need(self.window >= 0, "stream.window", self.window, "give a number of shards, or 0 for all")
-        _need(self.cache_size >= 0, "stream.cache_size", self.cache_size, "give a number of bytes, or 0 for all")
-        _need(self.decoded_cache != "", "stream.decoded_cache", "empty", "give auto, off or a folder")
+        _require(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode")
+        _require(self.prefetch >= 1, "stream.prefetch", self.prefetch, "at least 1 micro batch is read ahead")
+        _require(self.window >= 0, "stream.window", self.window, "give a number of shards, or 0 for all")
+        _require(self.cache_size >= 0, "stream.cache_size", self.cache_size, "give a number of bytes, or 0 for all")
+        _require(self.decoded_cache != "", "stream.decoded_cache", "empty", "give auto, off or a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ class ModelConfig:
     """Whether the heads at quarter and half resolution are added to the full one."""
 
     def __post_init__(self) -> None:
-        _need(self.base_channels >= 1, "model.base_channels", self.base_channels, "at least 1; the paper has 16")
-        _need(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1; the paper has 0.3")
+        _require(self.base_channels >= 1, "model.base_channels", self.base_channels, "at least 1; the paper has 16")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1; the paper has 0.3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,11 @@ class OptimConfig:
     average is what is evaluated and kept in RUN/best; 0: the weights as they are."""
 
     def __post_init__(self) -> None:
-        _need(0 < self.lr < math.inf, "optim.lr", self.lr, "give a positive rate, such as 2e-3")
-        _need(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "give a share from 0 to below 1: 0.99")
+        _require(0 < self.lr < math.inf, "optim.lr", self.lr, "give a positive rate, such as 2e-3")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "give a share from 0 to below 1: 0.99")
         for name in ("weight_decay", "clip_norm", "bce_weight"):
             value = getattr(self, name)
-            _need(0 <= value < math.inf, f"optim.{name}", value, "give 0 or more")
+            _require(0 <= value < math.inf, f"optim.{name}", value, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class AugmentConfig:
 
     enabled: bool = True
     """Whether training images are augmented at all."""
-    small_share: float = 0.0
+    progressive_resize_fraction: float = 0.0
     """Share of the run's steps, the first ones, that see the images at three quarters of their side in 0.6 of the time:
     so there are more of them, and the last ones see all pixels (Tan and Le, arXiv:2104.00298, section 4)."""
     rotation: float = 45.0
@@ -146,13 +146,18 @@ class AugmentConfig:
     """Factors of the distance from grey; the paper has none."""
 
     def __post_init__(self) -> None:
-        _need(0 <= self.small_share < 1, "augment.small_share", self.small_share, "give a share from 0 to below 1")
+        _require(
+            0 <= self.progressive_resize_fraction < 1,
+            "augment.progressive_resize_fraction",
+            self.progressive_resize_fraction,
+            "give a share from 0 to below 1",
+        )
         for name in ("scale", "contrast", "gamma", "saturation"):
-            _need_range(f"augment.{name}", getattr(self, name))
-        _need(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "give degrees from 0 to 180")
-        _need(0 <= self.elastic <= 0.2, "augment.elastic", self.elastic, "give a share of the side from 0 to 0.2")
-        _need(0 <= self.brightness <= 1, "augment.brightness", self.brightness, "give a shift from 0 to 1")
-        _need(0 <= self.hue <= 180, "augment.hue", self.hue, "give degrees from 0 to 180")
+            _require_range(f"augment.{name}", getattr(self, name))
+        _require(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "give degrees from 0 to 180")
+        _require(0 <= self.elastic <= 0.2, "augment.elastic", self.elastic, "give a share of the side from 0 to 0.2")
+        _require(0 <= self.brightness <= 1, "augment.brightness", self.brightness, "give a shift from 0 to 1")
+        _require(0 <= self.hue <= 180, "augment.hue", self.hue, "give degrees from 0 to 180")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +176,7 @@ class TrainConfig:
     """Steps between checkpoints; 0: after each epoch."""
     patience: int = 0
     """Evaluations without a better mean Dice that end the run; 0: none do."""
-    max_skipped: int = 10
+    max_nonfinite_steps: int = 10
     """Steps in a row that may be left out because loss or gradient is not finite; one more ends the run."""
     timeout: int = 600
     """Seconds after which a process that waits in vain for another one gives up; longer than any one step."""
@@ -193,13 +198,13 @@ class TrainConfig:
     """Augmentation."""
 
     def __post_init__(self) -> None:
-        _need(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
         for name in ("epochs", "keep", "log_every", "timeout"):
-            _need(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        for name in ("patience", "max_skipped"):
-            _need(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        for name in ("patience", "max_nonfinite_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("steps", "eval_every", "checkpoint_every"):
-            _need(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")
 
     def to_json(self) -> dict[str, Any]:
         """The resolved config as plain values, nested by section."""

@@ -134,7 +134,7 @@ def _devices() -> Iterator[Check]:
     from torch import distributed
     from torch.cuda import nccl
 
-    from isicdist.processes import computes_bf16
+    from isicdist.distributed.launch import cpu_has_bf16
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
@@ -145,7 +145,7 @@ def _devices() -> Iterator[Check]:
             found="a GPU, but this torch is built for the CPU" if unused else "none; training runs on the CPU",
             advice="install torch's CUDA build" if unused else "",
         )
-        bf16 = computes_bf16()
+        bf16 = cpu_has_bf16()
         found = "in this CPU" if bf16 else "not in this CPU: float32 takes its place"
         yield Check(name="bf16", state="ok", found=found)
         return
@@ -291,7 +291,7 @@ def _jpeg() -> Iterator[Check]:
 
 
 def _wandb() -> Iterator[Check]:
-    from isicdist.tracking import resolve_wandb_mode
+    from isicdist.training.tracking import resolve_wandb_mode
 
     mode, why = resolve_wandb_mode()
     refused = os.environ.get("WANDB_MODE") == "online" and mode != "online"

@@ -13,19 +13,21 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from isicdist import processes
-from isicdist.augment import normalise, to_unit
 from isicdist.config import Tta
-from isicdist.decoded import DecodedCache
-from isicdist.dice import HALF, DiceReduction, DiceSummary
-from isicdist.order import BatchPlan
-from isicdist.original import OriginalReduction, has_originals
-from isicdist.results import Results, Scored, Subgroups
-from isicdist.segmenter import load_model
-from isicdist.stream import Stream
-from isicdist.thresholds import ThresholdReduction
+from isicdist.data.decoded_cache import DecodedCache
+from isicdist.data.order import BatchPlan
+from isicdist.data.stream import Stream
+from isicdist.distributed import launch
+from isicdist.distributed.agree import raise_on_lost_rank
+from isicdist.errors import CheckpointError, StoppedError
+from isicdist.metrics.dice import DEFAULT_THRESHOLD, DiceReduction, DiceSummary
+from isicdist.metrics.original import OriginalReduction, has_originals
+from isicdist.metrics.results import Results, Subgroups, ThresholdScores
+from isicdist.metrics.thresholds import ThresholdReduction
+from isicdist.network.normalise import normalise, to_unit
+from isicdist.network.segmenter import load_model
 from shards import format
-from shards.errors import CheckpointError, ShardSetError, StoppedError
+from shards.errors import ShardSetError
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def score(
     """
     world = accelerator.num_processes
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
-    reduction = DiceReduction(expected=len(split), threshold=HALF)
+    reduction = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
     rank, device = accelerator.process_index, accelerator.device
     with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
@@ -103,7 +105,7 @@ def validate(
     return summary, thresholds.reduce(accelerator).best_threshold
 
 
-@processes.said_when_lost()
+@raise_on_lost_rank()
 def evaluate(
     checkpoint: Path, data: str, split_name: str, *, metadata: str | None = None, tta: Tta = "off"
 ) -> tuple[DiceSummary, Path] | None:
@@ -114,7 +116,7 @@ def evaluate(
     carries the original masks, at the original one. `metadata`: FILE.csv:COLUMN, whose values the images are told
     apart by. `tta`: which mirrored and turned copies the probabilities are the mean of.
     """
-    accelerator = processes.start()
+    accelerator = launch.start()
     model = load_model(checkpoint)
     split = _open_split(data, split_name, model.view[1], checkpoint)
     subgroups = Subgroups.read(metadata, split) if metadata else None
@@ -126,7 +128,7 @@ def evaluate(
         progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
         original = None
         if has_originals(split):
-            original = opened.enter_context(OriginalReduction(split, thresholds=(HALF, model.threshold)))
+            original = opened.enter_context(OriginalReduction(split, thresholds=(DEFAULT_THRESHOLD, model.threshold)))
         beside = [own, curve, original] if original else [own, curve]
         network = score(predictor, split, accelerator, progress=progress, beside=beside)
         at_half, at_own = original.reduce(accelerator) if original else (None, None)
@@ -134,8 +136,8 @@ def evaluate(
             split=split,
             step=model.card["step"],
             tta=tta,
-            half=Scored(threshold=HALF, network=network, original=at_half),
-            own=Scored(threshold=model.threshold, network=own.reduce(accelerator), original=at_own),
+            half=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=at_half),
+            own=ThresholdScores(threshold=model.threshold, network=own.reduce(accelerator), original=at_own),
             curve=curve.reduce(accelerator),
             subgroups=subgroups,
         )
@@ -150,7 +152,7 @@ def evaluate(
     run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
     out = run / "evaluation" / split_name
     results.write(out)
-    from isicdist.pictures import draw_examples  # late: matplotlib is only for those who look
+    from isicdist.metrics.figures import draw_examples
 
     draw_examples(predictor, results, out / "examples.png", accelerator.device)
     return network, out

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from isicdist import synthetic
-from isicdist.files import published
-from isicdist.segmenter import Segmenter, load_model
-from shards.errors import CheckpointError, UsageError
+from isicdist.data import synthetic
+from isicdist.errors import CheckpointError
+from isicdist.network.segmenter import Segmenter, load_model
+from shards.errors import UsageError
+from shards.files import atomic_file
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
@@ -53,7 +54,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Comparison:
         raise UsageError(f"the export needs {', '.join(missing)}: pip install 'isicdist[export]'")
     model = load_model(checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with published(out) as temporary:
+    with atomic_file(out) as temporary:
         _convert(model, temporary)
         comparison = _compare(model, temporary)
         if comparison.largest > TOLERANCE or comparison.flipped:

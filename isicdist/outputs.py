@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,9 +13,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from isicdist.files import publish
-from shards.pairing import MASK_SUFFIX
-from shards.source import File
+from shards.errors import SourceError
+from shards.files import atomic_file, write_file
+from shards.inputs.match import MASK_SUFFIX
+from shards.inputs.source import File
 
 PROBABILITIES, OVERLAYS = FOLDERS = ("probabilities", "overlays")
 LINE = (0, 229, 255)
@@ -61,10 +65,10 @@ class Outputs:
         """
         stem, mask = _stem(file), probs > threshold
         if self.probabilities:
-            publish(self._probabilities(stem), _png((np.ceil(probs * 256) - 1).clip(0, 255).astype(np.uint8)))
+            write_file(self._probabilities(stem), _png((np.ceil(probs * 256) - 1).clip(0, 255).astype(np.uint8)))
         if picture is not None:
-            publish(self._overlay(stem), simplejpeg.encode_jpeg(outlined(picture, mask), quality=JPEG_QUALITY))
-        publish(self._mask(stem), _png(mask.view(np.uint8) * np.uint8(255)))
+            write_file(self._overlay(stem), simplejpeg.encode_jpeg(outlined(picture, mask), quality=JPEG_QUALITY))
+        write_file(self._mask(stem), _png(mask.view(np.uint8) * np.uint8(255)))
 
     def _wanted(self, stem: str) -> list[Path]:
         extras = [self._probabilities(stem)] * self.probabilities + [self._overlay(stem)] * self.overlay
@@ -98,3 +102,24 @@ def _png(values: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(values).save(file, "PNG")
     return file.getvalue()
+
+
+NAME = re.compile(r"ISIC_[0-9]{7}")
+"""What the challenge's scorer knows an image by."""
+
+
+def check_ids(files: Sequence[File]) -> None:
+    """Raise SourceError for an image that the scorer would not know."""
+    for file in files:
+        if not NAME.fullmatch(PurePosixPath(file.name).stem):
+            raise SourceError(
+                f"{file.name}: an image of a submission is named ISIC_ and seven digits; predict without --submission"
+            )
+
+
+def write_submission(path: Path, masks: Sequence[Path]) -> None:
+    """Publish the archive: the same masks give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for mask in sorted(masks):
+            archive.writestr(zipfile.ZipInfo(mask.name), mask.read_bytes())  # stored: a PNG is compressed already

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,18 +16,19 @@ import torch
 from accelerate.utils import gather_object
 from rich.progress import Progress
 
-from isicdist import processes
 from isicdist.config import Tta
-from isicdist.files import publish
-from isicdist.model import STRIDE
-from isicdist.outputs import FOLDERS, Outputs
-from isicdist.segmenter import Ensemble, View, load_model
-from isicdist.submission import check_ids, write_submission
+from isicdist.distributed import launch
+from isicdist.distributed.agree import raise_on_lost_rank
+from isicdist.network.segmenter import Ensemble, View, load_model
+from isicdist.network.unet import SIZE_DIVISOR
+from isicdist.outputs import FOLDERS, Outputs, check_ids, write_submission
 from shards.errors import SourceError, UsageError
-from shards.geometry import Fit
-from shards.pair import BadPairError, load_image
-from shards.pairing import Rejected, images_only
-from shards.source import File, Source, find
+from shards.files import write_file
+from shards.geometry import ResizePlan
+from shards.inputs.decode import BadPairError, load_image
+from shards.inputs.match import Rejected, images_only
+from shards.inputs.source import File, Source, find
+from shards.tables import csv_bytes
 
 BATCH_PIXELS = 2**19
 """Pixels of one forward pass: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""
@@ -37,7 +36,7 @@ RECORD, REJECTED = "predict.json", "rejected.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
+class PredictionCounts:
     """What became of the images."""
 
     masks: int
@@ -49,16 +48,16 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PreparedImage:
     """One image as the networks are to see it."""
 
     file: File
-    fits: dict[View, Fit]
+    fits: dict[View, ResizePlan]
     images: dict[View, np.ndarray]
     """(H, W, 3) uint8 each."""
 
 
-@processes.said_when_lost()
+@raise_on_lost_rank()
 def predict(
     checkpoints: Sequence[Path],
     images: str,
@@ -68,7 +67,7 @@ def predict(
     probabilities: bool = False,
     overlay: bool = False,
     submission: Path | None = None,
-) -> Predicted | None:
+) -> PredictionCounts | None:
     """Write OUT/KEY_segmentation.png for each image of a folder, an archive, a URL or a single file.
 
     The probabilities of several checkpoints are averaged. Under `accelerate launch` each process takes its own
@@ -77,7 +76,7 @@ def predict(
     Raises SourceError when there is no image, none that can be used, or two of one name; UsageError when OUT was
     made otherwise; CheckpointError for a model.
     """
-    accelerator = processes.start()
+    accelerator = launch.start()
     ensemble = Ensemble([load_model(checkpoint) for checkpoint in checkpoints])
     outputs = Outputs(folder=out, probabilities=probabilities, overlay=overlay)
     sources, found = find([images])
@@ -119,7 +118,7 @@ def predict(
         )
     if submission:
         write_submission(submission, [outputs.mask(file) for file in files])
-    return Predicted(masks=masks, kept=kept, rejected=len(rejected))
+    return PredictionCounts(masks=masks, kept=kept, rejected=len(rejected))
 
 
 def _segment(
@@ -130,18 +129,18 @@ def _segment(
     Threads decode the next batch and write the last one while the networks are at work on this one.
     """
 
-    def finish(image: Shown, probs: dict[View, np.ndarray]) -> None:
+    def finish(image: PreparedImage, probs: dict[View, np.ndarray]) -> None:
         picture = np.asarray(load_image(image.file, sources, "original", None)[0]) if outputs.overlay else None
         outputs.write(image.file, ensemble.restored(probs, image.fits), ensemble.threshold, picture)
 
     size = max(1, BATCH_PIXELS // ensemble.views[0][1] ** 2)
-    loading: list[Future[Shown | Rejected]] = []
+    loading: list[Future[PreparedImage | Rejected]] = []
     writing: list[Future[None]] = []
     with ThreadPoolExecutor(_threads()) as pool:
         for start in range(0, len(files) + size, size):
             loaded = [future.result() for future in loading]
             loading = [pool.submit(_load, file, sources, ensemble.views) for file in files[start : start + size]]
-            shown = [image for image in loaded if isinstance(image, Shown)]
+            shown = [image for image in loaded if isinstance(image, PreparedImage)]
             probs = ensemble.probs([image.images for image in shown], device, tta)
             yield from (future.result() for future in writing)
             writing = [pool.submit(finish, *each) for each in zip(shown, probs, strict=True)]
@@ -149,17 +148,17 @@ def _segment(
         yield from (future.result() for future in writing)
 
 
-def _load(file: File, sources: list[Source], views: list[View]) -> Shown | Rejected:
+def _load(file: File, sources: list[Source], views: list[View]) -> PreparedImage | Rejected:
     try:
         picture, fit = load_image(file, sources, *views[0])
         height, width = fit.original
-        if min(height, width) < STRIDE:
-            detail = f"{width} × {height} pixels; at least {STRIDE} × {STRIDE} are needed"
+        if min(height, width) < SIZE_DIVISOR:
+            detail = f"{width} × {height} pixels; at least {SIZE_DIVISOR} × {SIZE_DIVISOR} are needed"
             raise BadPairError(file, "too-small", detail)
     except BadPairError as error:
         return Rejected(error.file.name, error.reason, error.detail)
-    fits = {(kind, side): Fit.plan(kind, height, width, side) for kind, side in views}
-    return Shown(file=file, fits=fits, images={view: fit.image(picture) for view, fit in fits.items()})
+    fits = {(kind, side): ResizePlan.plan(kind, height, width, side) for kind, side in views}
+    return PreparedImage(file=file, fits=fits, images={view: fit.image(picture) for view, fit in fits.items()})
 
 
 def _threads() -> int:
@@ -207,14 +206,12 @@ def _check_record(outputs: Outputs, record: dict[str, Any], files: list[File]) -
 
 def _begin(outputs: Outputs, record: dict[str, Any]) -> None:
     outputs.make_folders()
-    publish(outputs.folder / RECORD, json.dumps(record, indent=1).encode())
+    write_file(outputs.folder / RECORD, json.dumps(record, indent=1).encode())
 
 
 def _save_rejected(path: Path, rejected: list[Rejected]) -> None:
     if not rejected:
         path.unlink(missing_ok=True)  # what an earlier prediction into the same folder left
         return
-    text = io.StringIO()
     rows = sorted((row.path, row.reason, row.detail) for row in rejected)
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason", "detail"), *rows])
-    publish(path, text.getvalue().encode())
+    write_file(path, csv_bytes(("path", "reason", "detail"), rows))

@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from isicdist.interval import NAMES
-from isicdist.results import RESOLUTIONS, SUMMARY_NAME, THRESHOLDS_NAME, by_threshold
-from isicdist.tracking import CONFIG_NAME, METRICS_NAME
-from shards.errors import CheckpointError
+from isicdist.errors import CheckpointError
+from isicdist.metrics.bootstrap import NAMES
+from isicdist.metrics.results import RESOLUTIONS, SUMMARY_NAME, THRESHOLDS_NAME, by_threshold
+from isicdist.training.tracking import CONFIG_NAME, METRICS_NAME
 
 REPORT_NAME = "report.png"
 
@@ -61,7 +61,7 @@ def report(run: Path, console: Console) -> None:
             thresholds[summary["split"]] = [{name: float(value) for name, value in row.items()} for row in rows]
     console.print(table)
 
-    from isicdist.pictures import draw_curves  # late: matplotlib and torch
+    from isicdist.metrics.figures import draw_curves
 
     draw_curves(train, evaluations, thresholds, run / REPORT_NAME)
     console.print(f"curves: {run / REPORT_NAME}", soft_wrap=True)

@@ -1,8 +1,8 @@
 """Training: set-up, then one loop that reads from top to bottom.
 
-All that is distributed about it is arithmetic in `isicdist.order` (who reads what), one vote per step on whether to
-stop or to make micro batches smaller, and one sum (`isicdist.gradients`). With the global batch fixed, the loop does
-the same on any number of processes.
+All that is distributed about it is arithmetic in `isicdist.data.order` (who reads what), one vote per step on whether
+to stop or to make micro batches smaller, and one sum (`isicdist.distributed.gradients`). With the global batch fixed,
+the loop does the same on any number of processes.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import time
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast
-from torch import Tensor, nn
 
-from isicdist import checkpoint, processes, resume
-from isicdist.augment import MEAN, STD, augment, normalise, to_unit
 from isicdist.config import TrainConfig
-from isicdist.decoded import DecodedCache
-from isicdist.dice import DiceSummary, count, pooled_dice
-from isicdist.ema import Ema
+from isicdist.data.augment import augment
+from isicdist.data.decoded_cache import DecodedCache
+from isicdist.data.order import BatchPlan, Purpose, epoch_order, random_keys
+from isicdist.data.stream import Batch, Stream
+from isicdist.distributed import launch
+from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
+from isicdist.distributed.gradients import Gradients
+from isicdist.errors import StoppedError
 from isicdist.evaluate import validate
-from isicdist.gradients import Gradients
-from isicdist.guard import Guard
-from isicdist.loss import segmentation_loss
-from isicdist.memory import Memory, first_micro_size
-from isicdist.model import STRIDE, ImprovedUNet
-from isicdist.order import BatchPlan, Purpose, epoch_order, sample_keys
-from isicdist.processes import StopSignal, Vote
-from isicdist.schedule import learning_rate
-from isicdist.selection import Selection
-from isicdist.stream import Batch, Stream
-from isicdist.tracking import Tracker
-from shards.cache import NodeCache
-from shards.errors import StoppedError, UsageError
+from isicdist.metrics.dice import DiceSummary
+from isicdist.network.best import save_best as save_best_model
+from isicdist.network.loss import segmentation_loss
+from isicdist.network.normalise import MEAN, STD, normalise, to_unit
+from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
+from isicdist.training import checkpoint
+from isicdist.training import state as resume
+from isicdist.training.meter import TrainMeter
+from isicdist.training.micro_batch import OomGuard, initial_micro_size
+from isicdist.training.nonfinite import NonFiniteGuard
+from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
+from isicdist.training.tracking import Tracker
+from shards.errors import UsageError
 from shards.reader import ShardSet, Split
+from shards.remote.cache import NodeCache
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,13 +50,13 @@ REQUEUE_NAME = "REQUEUE"
 """In the run's folder while a run that a signal stopped waits to be started again."""
 
 
-@processes.said_when_lost()
+@raise_on_lost_rank()
 def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     """Train on `data` into `run`; returns the last evaluation of the validation split.
 
     Every process that `accelerate launch` started calls it. Raises the errors of `shards.errors`.
     """
-    accelerator = processes.start(config.timeout)
+    accelerator = launch.start(config.timeout)
     shards = ShardSet.open(data, NodeCache(limit=config.stream.cache_size))
     split, validation = shards.split("train"), shards.split("val")
     check_set(split, accelerator.num_processes)
@@ -72,7 +73,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     broadcast([weight.data for network in (bare, ema.model) for weight in network.parameters()])
     optimizer = accelerator.prepare_optimizer(adam)
     gradients = Gradients(bare.parameters(), accelerator)
-    save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, checkpoint.save_best))
+    save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, save_best_model))
 
     kept, kept_validation = (DecodedCache.open(config.stream.decoded_cache, each) for each in (split, validation))
     stream = Stream(
@@ -86,7 +87,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         device=accelerator.device,
         decoded=kept,
     )
-    scaler, step, selection = accelerator.scaler, 0, Selection(patience=config.patience)
+    scaler, step, selection = accelerator.scaler, 0, EarlyStopping(patience=config.patience)
     if start:
         stream.load_state_dict(start.state["stream"])
         step, selection.best, selection.since = (start.state[name] for name in ("step", "best", "since_best"))
@@ -95,18 +96,20 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
     position = stream.state_dict()
     per_epoch = stream.steps_per_epoch
     total = min(config.epochs * per_epoch, config.steps or config.epochs * per_epoch)
-    memory, vote = Memory(), Vote(accelerator, config.timeout)
-    guard = Guard(adam, limit=config.max_skipped, scaled=scaler is not None, keys_at=partial(step_keys, stream))
+    memory, vote = OomGuard(), AnyRank(accelerator, config.timeout)
+    guard = NonFiniteGuard(
+        adam, limit=config.max_nonfinite_steps, scaled=scaler is not None, keys_at=partial(sample_names_of_step, stream)
+    )
     summary, main = None, accelerator.is_main_process
 
     def learn(batch: Batch, epoch: int) -> None:
         """Forward and backward of one micro batch. What it made goes when it ends, also when memory has run out."""
         images, masks = to_unit(batch.images), batch.masks
         if config.augment.enabled:
-            keys = sample_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
-            side = training_side(images.shape[-1], small=step < config.augment.small_share * total)
+            keys = random_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
+            side = training_side(images.shape[-1], small=step < config.augment.progressive_resize_fraction * total)
             images, masks = augment(images, masks, keys, config.augment, side)
-        keys = torch.from_numpy(sample_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
+        keys = torch.from_numpy(random_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
         valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
         logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
@@ -127,7 +130,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
             return False
         tracker.log_evaluation(step=step, split="val", **summary.scores())
         if selection.better(summary.mean_dice):
-            save_best(run, ema.model, model_card(config, shards, step, selection.best, threshold))
+            save_best(run, ema.model, model_metadata(config, shards, step, selection.best, threshold))
         return True
 
     with stream, StopSignal() as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
@@ -137,7 +140,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
             tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
             if start.state["unjudged"] and not judge():
                 raise _stopped(run, step, tracker, accelerator)
-        interval = Interval(accelerator)
+        interval = TrainMeter(accelerator)
         while step < total and not selection.over:
             epoch = stream.epoch_number
             for batch in interval.waiting(stream.epoch()):
@@ -151,7 +154,7 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
                     stream.plan = plan = memory.cut(plan, config.batch.micro_size)
                     stream.load_state_dict(position)
                     gradients.zero()
-                    interval = Interval(accelerator)
+                    interval = TrainMeter(accelerator)
                     tracker.note(f"out of memory in step {step + 1}: now {plan.micro_size} samples at once")
                     break
 
@@ -206,16 +209,16 @@ def plan_batches(config: TrainConfig, world_size: int, side: int, device: torch.
     """How the global batch is cut for `world_size` processes; `side`: of the square images, in pixels."""
     share = -(-config.batch.global_size // world_size)
     asked = config.batch.micro_size
-    micro = first_micro_size(share, side, device) if asked == "auto" else min(asked, share)
+    micro = initial_micro_size(share, side, device) if asked == "auto" else min(asked, share)
     return BatchPlan(global_size=config.batch.global_size, micro_size=micro, world_size=world_size)
 
 
 def training_side(side: int, *, small: bool) -> int:
     """At which side images of `side` pixels are trained on: theirs, or about three quarters of it."""
-    return max(STRIDE, side * 3 // 4 // STRIDE * STRIDE) if small else side
+    return max(SIZE_DIVISOR, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
 
 
-def step_keys(stream: Stream, position: dict[str, int]) -> list[str]:
+def sample_names_of_step(stream: Stream, position: dict[str, int]) -> list[str]:
     """The keys of the samples of the whole step that begins at `position`, a state of the stream."""
     order = epoch_order(stream.split, stream.seed, position["epoch"], stream.window)
     return [stream.split.key(number) for number in order[position["consumed"] :][: stream.plan.global_size]]
@@ -228,14 +231,9 @@ def build_model(config: TrainConfig) -> ImprovedUNet:
         return ImprovedUNet(**dataclasses.asdict(config.model))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimizer: L2 holds for the weights of convolutions, not for biases and norms."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5) -> dict[str, Any]:
+def model_metadata(
+    config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5
+) -> dict[str, Any]:
     """What RUN/best says beside the weights: all that a prediction needs.
 
     `best`: the mean Dice of the validation split at 0.5. `threshold`: of its highest pooled Dice.
@@ -253,70 +251,14 @@ def model_card(config: TrainConfig, shards: ShardSet, step: int, best: float, th
     }
 
 
-class Interval:
-    """What is measured between two lines of the log; on the device, without waiting for it."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        """It begins now."""
-        self._accelerator = accelerator
-        self._reset()
-
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """`batches`, with the time spent waiting for each."""
-        source = iter(batches)
-        while True:
-            start = time.perf_counter()
-            batch = next(source, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, logits: Tensor, masks: Tensor, valid: Tensor) -> None:
-        """One micro batch of this rank: logits and masks (B, 1, H, W), valid (B,)."""
-        counts = count(logits.detach() > 0, masks > 0) * valid[:, None]
-        self._counts += counts.sum(0)
-
-    def add_step(self, loss: Tensor, bad: Tensor, samples: int) -> None:
-        """One step of all ranks: its loss and whether its update was left out, scalars on the device."""
-        self._loss += torch.where(bad, 0, loss)
-        self._skipped += bad
-        self._steps += 1
-        self._images += samples
-
-    def report(self) -> dict[str, Any]:
-        """The measures over all ranks since the last report; the counts are summed in one exchange.
-
-        The loss is the mean over the steps that counted: NaN where there is none.
-        """
-        seconds, skipped = time.perf_counter() - self._since, int(self._skipped)
-        taken = self._steps - skipped
-        measured = {
-            "loss": float(self._loss) / taken if taken else float("nan"),
-            "pooled_dice": pooled_dice(self._counts, self._accelerator),
-            "images_per_s": self._images / seconds,
-            "data_wait": self._waited / seconds,
-            "skipped": skipped,
-        }
-        self._reset()
-        return measured
-
-    def _reset(self) -> None:
-        device = self._accelerator.device
-        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self._loss = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._steps, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
-
-
 def check_set(split: Split, world_size: int) -> None:
     """Raises UsageError when a split cannot be trained on by so many processes."""
     if world_size > len(split):
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
-    if split.size is not None and split.size % STRIDE:
+    if split.size is not None and split.size % SIZE_DIVISOR:
         raise UsageError(
-            f"{split.place}: images of {split.size} pixels, but the network needs multiples of {STRIDE}; "
-            f"build with --size {max(STRIDE, split.size // STRIDE * STRIDE)}"
+            f"{split.place}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR}; "
+            f"build with --size {max(SIZE_DIVISOR, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
         )
 
 

@@ -1,6 +1,6 @@
 """Build a shard set: find and pair, encode every pair in parallel processes, plan, write the shards, the index last.
 
-A build that was killed is completed by running it again: DIR/.build holds what is done (`shards.spool`).
+A build that was killed is completed by running it again: DIR/.build holds what is done (`shards.writing.staging`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards import format
-from shards.cluster import Cluster, connected
-from shards.duplicates import Duplicate, joined, kind_of, near_pairs
 from shards.errors import SourceError, UsageError
-from shards.index import publish_index
-from shards.job import PLAN, Job
-from shards.pairing import BadInputError, Pair, Pairing, Rejected, pair_files
-from shards.plan import (
+from shards.inputs.match import BadInputError, Pair, Pairing, Rejected, pair_files
+from shards.inputs.source import find
+from shards.parallel.dask import Cluster, connected
+from shards.parallel.processes import Tick, Work, run_parallel
+from shards.planning.duplicates import Duplicate, joined, kind_of, near_pairs
+from shards.planning.plan import (
     BuildOptions,
     Part,
     PlannedShard,
@@ -35,10 +35,10 @@ from shards.plan import (
     plan_shards,
     splits_by_hash,
 )
-from shards.pool import Tick, Work, in_parallel
-from shards.source import find
-from shards.split import read_groups, read_split_file
-from shards.spool import (
+from shards.planning.split import read_groups, read_split_file
+from shards.writing.index import publish_index
+from shards.writing.job import PLAN, Job
+from shards.writing.staging import (
     PartRecord,
     ShardRecord,
     encode_part,
@@ -47,7 +47,7 @@ from shards.spool import (
     tar_name,
     write_shard,
 )
-from shards.target import WORK, Target, open_target, publish, read
+from shards.writing.target import WORK, Target, open_target, publish, read
 
 DUPLICATES = f"{WORK}/duplicates.json"
 Report = Callable[[int, int, str], None]
@@ -77,7 +77,7 @@ def build(
 ) -> BuildResult:
     """Pack the pairs of two places (paths or URLs; they may be one) into a shard set at `out`, a path or URL.
 
-    The bytes depend on inputs and options only. `scheduler` is the address of a Dask cluster (`shards.cluster`) that
+    The bytes depend on inputs and options only. `scheduler` is the address of a Dask cluster (`shards.parallel`) that
     does the work in place of `workers` processes here. Raises SourceError, BadInputError when inputs are bad and
     `options.on_bad_input` is fail (then nothing is left behind), UsageError when `out` holds something else.
     """
@@ -174,7 +174,7 @@ def _begun(target: Target, identity: dict[str, Any]) -> Iterator[None]:
     with target.taken():
         if target.exists(PLAN):
             _refuse_other(target, json.loads(read(target, PLAN)), identity)
-        elif target.has_others():
+        elif target.has_foreign_files():
             target.clear(WORK)
             raise UsageError(
                 f"{target.place}: holds files that are no shard set; give a new or an empty folder for --out"
@@ -273,7 +273,7 @@ class _Run:
 
         if self.cluster is not None:
             return nullcontext(self.cluster.in_order(work, parts, self.job, report))
-        return in_parallel(work, parts, self.job, workers=min(self.workers, max(1, len(parts))), report=report)
+        return run_parallel(work, parts, self.job, workers=min(self.workers, max(1, len(parts))), report=report)
 
 
 def _encode(part: Part, job: Job, tick: Tick) -> PartRecord:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from shards.errors import CorruptShardError, UsageError, exit_code_of
-from shards.geometry import FitKind
-from shards.plan import BuildOptions, OnBadInput, OriginalMasks
+from shards.command_line import exit_code_of
+from shards.errors import CorruptShardError, UsageError
+from shards.geometry import ResizeMode
+from shards.planning.plan import BuildOptions, OnBadInput, OriginalMasks
 
 app = App(
     name="isic-shards",
@@ -27,7 +28,7 @@ def build(
     masks: str,
     out: str,
     size: int | Literal["original"] = 512,
-    fit: FitKind = "stretch",
+    fit: ResizeMode = "stretch",
     split: str = "train=0.8,val=0.1,test=0.1",
     split_file: str | None = None,
     groups: str | None = None,
@@ -78,7 +79,7 @@ def build(
     """
     from shards import console
     from shards.build import build as run
-    from shards.pairing import BadInputError
+    from shards.inputs.match import BadInputError
 
     options = BuildOptions(
         size=None if size == "original" else size,

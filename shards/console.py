@@ -16,9 +16,9 @@ import numpy as np
 
 from shards import format
 from shards.build import BuildResult
-from shards.pairing import REASONS, Rejected
+from shards.inputs.match import REASONS, Rejected
+from shards.planning.split import in_order
 from shards.reader import ShardSet
-from shards.split import in_order
 
 if TYPE_CHECKING:
     from rich.console import Console

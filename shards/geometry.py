@@ -1,6 +1,6 @@
 """How an image is fitted to the square the network sees, and how a prediction goes back to the original.
 
-A `Fit` is four numbers of geometry: the box of the original that is shown, and the box of the square it fills.
+A `ResizePlan` is four numbers of geometry: the box of the original that is shown, and the box of the square it fills.
 `stretch` shows all of the original on all of the square; `pad` shows all of it, centred, in its own shape;
 `crop` shows the centred square of it.
 """
@@ -13,15 +13,15 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from PIL import Image
 
-FitKind = Literal["stretch", "pad", "crop"]
-FIT_KINDS: tuple[str, ...] = get_args(FitKind)
+ResizeMode = Literal["stretch", "pad", "crop"]
+RESIZE_MODES: tuple[str, ...] = get_args(ResizeMode)
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom excluded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class ResizePlan:
     """Where the pixels of one original came to lie."""
 
     kind: str
@@ -53,7 +53,7 @@ class Fit:
             left, top = (width - edge) // 2, (height - edge) // 2
             source = (left, top, left + edge, top + edge)
         elif kind != "stretch":
-            raise ValueError(f"fit {kind!r} is none of {', '.join(FIT_KINDS)}")
+            raise ValueError(f"fit {kind!r} is none of {', '.join(RESIZE_MODES)}")
         return cls(kind=kind, original=(height, width), size=(side, side), source=source, target=target)
 
     @classmethod

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import ShardSetError, UsageError
+from shards.files import atomic_file
 from shards.format import REJECTED_NAME
-from shards.geometry import Fit
+from shards.geometry import ResizePlan
 from shards.reader import ShardSet, Split
 
 TILE = 192  # pixels, each picture's side on the sheet
@@ -51,7 +51,7 @@ def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
 
 def tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:
     """A picture of an image (H, W, 3) with its mask (H, W) outlined, in its own shape on a square."""
-    fit = Fit.plan("pad", mask.shape[0], mask.shape[1], TILE)
+    fit = ResizePlan.plan("pad", mask.shape[0], mask.shape[1], TILE)
     pixels = fit.image(Image.fromarray(image)).copy()
     pixels[outline(fit.mask(mask))] = OUTLINE
     return Image.fromarray(pixels)
@@ -70,9 +70,8 @@ def save(sheet: Image.Image, path: str | Path) -> None:
     """Write the sheet as PNG, under its name only when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    sheet.save(part, "PNG")
-    part.rename(path)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def _shortened(key: str) -> str:

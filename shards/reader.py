@@ -1,6 +1,6 @@
 """Open a shard set and read any sample of it by its number, with every byte checked against the index.
 
-A local set is read where it lies. Of a remote one whole shards are fetched into the node's cache (`shards.cache`).
+A local set is read where it lies. Of a remote one whole shards are downloaded into the node's cache (`shards.remote`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
+from isal import isal_zlib
 
-from shards import format
+from shards import codecs, format, layout
 from shards.errors import CorruptShardError, ShardSetError, UsageError
 
 if TYPE_CHECKING:
-    from shards.cache import Copies, NodeCache
+    from shards.remote.cache import Copies, NodeCache
 
 REMOTE_WINDOW = 16
 """Shards of a remote set that are shuffled together unless told otherwise: all of them must be here at once."""
@@ -110,7 +111,7 @@ class Split:
 
     def _decode(self, number: int, member: int, out: np.ndarray | None = None) -> np.ndarray:
         data = self.read(number, member)
-        decode = format.decode_image if member == format.IMAGE else format.decode_mask
+        decode = codecs.decode_image if member == format.IMAGE else codecs.decode_mask
         try:
             return decode(data, out)
         except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
@@ -140,7 +141,7 @@ class Split:
         """
         if not self.copies:
             return lambda place: None
-        from shards.ahead import Pass
+        from shards.remote.prefetch import Pass
 
         return Pass(self.table["shard"][order], self.entries, self.copies, self._let_go).at
 
@@ -160,10 +161,10 @@ class Split:
     def _member(self, shard: mmap.mmap | bytes, number: int, member: int) -> memoryview:
         """The bytes of a member in its shard's, when they are those of the index."""
         row = self.table[number]
-        start, size = format.member_spans(int(row["offset"]), row["size"].tolist())[member]
+        start, size = layout.member_spans(int(row["offset"]), row["size"].tolist())[member]
         data = memoryview(shard)[start : start + size]
         name = self.entries[row["shard"]]["name"]
-        format.checked(data, int(row["crc"][member]), name, self.key(number), member)
+        _checked(data, int(row["crc"][member]), name, self.key(number), member)
         return data
 
     def _inspect(self, shard: int, path: Path) -> None:
@@ -203,8 +204,8 @@ class ShardSet:
     @classmethod
     def _open_remote(cls, url: str, cache: NodeCache | None) -> Self:
         # Late: a set in a folder needs no fsspec.
-        from shards.cache import Copies, NodeCache
-        from shards.remote import RemoteFolder
+        from shards.remote.cache import Copies, NodeCache
+        from shards.remote.folder import RemoteFolder
 
         remote = RemoteFolder(url)
         index = format.parse_index(remote.read(format.INDEX_NAME), f"{remote.place}/{format.INDEX_NAME}")
@@ -252,3 +253,13 @@ class ShardSet:
                 f"{self.root / entry['name']}: not the bytes that the index names; copy or build the set again"
             )
         return data
+
+
+def _checked(data: bytes | memoryview, crc: int, shard: str, key: str, member: int) -> bytes | memoryview:
+    """`data`, when its CRC-32 is `crc`. Raises CorruptShardError that names shard, key and member."""
+    if isal_zlib.crc32(data) != crc:
+        raise CorruptShardError(
+            f"{shard}: {key}.{format.MEMBERS[member]} is corrupt (its CRC-32 is not the index's); "
+            "copy the shard again or rebuild the set"
+        )
+    return data

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from shards import format
+from shards import codecs, format, layout
 from shards.errors import CorruptShardError
 from shards.reader import ShardSet, Split
 
@@ -106,7 +106,7 @@ def _sha256(data: memoryview) -> str:
 def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> list[str]:
     """Check the header's name and the CRC-32 of each member of a sample."""
     row, key = split.table[sample], split.key(sample)
-    spans = format.member_spans(int(row["offset"]), row["size"].tolist())
+    spans = layout.member_spans(int(row["offset"]), row["size"].tolist())
     faults = []
     for member, (start, size) in enumerate(spans):
         name = f"{key}.{format.MEMBERS[member]}"
@@ -114,7 +114,7 @@ def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> 
             continue
         if start + size > len(data):
             faults.append(f"{shard}: {name} is cut off")
-        elif bytes(data[start - format.BLOCK : start]).split(b"\0", 1)[0] != name.encode():
+        elif bytes(data[start - layout.BLOCK : start]).split(b"\0", 1)[0] != name.encode():
             faults.append(f"{shard}: {name} is not where the index says")
         elif zlib.crc32(data[start : start + size]) != row["crc"][member]:
             faults.append(f"{shard}: {name} is corrupt")
@@ -145,6 +145,6 @@ def _decode(split: Split, sample: int, shard: str) -> list[str]:
         "its foreground is not the table's": row["foreground"] in (int(mask.sum()), format.UNCOUNTED),
         "its JSON is another sample's": described == (key, *size),
         "its original mask has another size": original is None or original.shape == size,
-        f"its mask has values, but none above {format.FOREGROUND}": mask.any() or _is_black(split, sample),
+        f"its mask has values, but none above {codecs.FOREGROUND}": mask.any() or _is_black(split, sample),
     }
     return [f"{shard}: {key}: {what}" for what, right in checks.items() if not right]

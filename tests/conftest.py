@@ -36,7 +36,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """48 generated images and masks, laid out like the ISIC archives."""
-    from isicdist.synthetic import synthesize
+    from isicdist.data.synthetic import synthesize
 
     return synthesize(tmp_path_factory.mktemp("archive") / "isic", 48, size=(96, 160))
 

@@ -46,7 +46,7 @@ def kill_before(number: int) -> None:
 
 
 def reseed() -> None:
-    keys = isicdist.train.sample_keys
+    keys = isicdist.train.random_keys
 
     def wrapper(seed: int, counter: int, *args: Any) -> Any:
         torch.manual_seed(counter)
@@ -54,7 +54,7 @@ def reseed() -> None:
         random.seed(counter)
         return keys(seed, counter, *args)
 
-    isicdist.train.sample_keys = wrapper
+    isicdist.train.random_keys = wrapper
 
 
 def forked(arguments: list[str], fault: Callable[[], None]) -> int:

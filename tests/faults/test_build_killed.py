@@ -18,9 +18,9 @@ from PIL import Image
 
 from shards.build import build
 from shards.errors import ShardSetError, UsageError
-from shards.plan import BuildOptions
+from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.target import WORK
+from shards.writing.target import WORK
 
 OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 

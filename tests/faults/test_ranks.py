@@ -50,7 +50,7 @@ def test_out_of_memory_on_one_rank_makes_all_micro_batches_smaller(python, shard
 
 def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(python, shard_set, tmp_path):
     run = tmp_path / "run"
-    words = ("--data", shard_set, "--run", run, *WORDS, "--max-skipped", 1, "--keep", 9, "--steps")
+    words = ("--data", shard_set, "--run", run, *WORDS, "--max-nonfinite-steps", 1, "--keep", 9, "--steps")
     done = python(WORKER, "nan", 3, 3, "train", *words, 5, processes=2)
     assert done.returncode == 0, done.stderr
     assert [line["skipped"] for line in lines(run)] == [0, 0, 1, 0, 0]

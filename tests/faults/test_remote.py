@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isicdist.order import BatchPlan
-from isicdist.stream import Stream
-from shards import format, remote
-from shards.cache import NodeCache
+from isicdist.data.order import BatchPlan
+from isicdist.data.stream import Stream
+from shards import layout
 from shards.errors import CorruptShardError, ShardSetError
 from shards.reader import ShardSet
+from shards.remote import folder as remote
+from shards.remote.cache import NodeCache
 from tests.conftest import Command
 from tests.faults.servers import FAULTS, NGINX, faulty, nginx, serve
 
@@ -36,7 +37,7 @@ def epochs(url: str, root: Path, number: int, **options: int) -> list[list[int]]
 def test_faults_lose_no_sample_and_repeat_none(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "SILENCE", 0.3)
+    monkeypatch.setattr(remote, "READ_TIMEOUT", 0.3)
     samples = len(ShardSet.open(shard_set).split("train"))
     with serve(shard_set) as plain, faulty(plain.url, 0.2, stall=1) as proxy:
         found = epochs(proxy.url, tmp_path, 5)
@@ -92,7 +93,7 @@ def test_a_server_that_has_gone_silent_ends_the_stream_in_time(shard_set: Path, 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"SILENCE": 0.2, "PATIENCE": 0.5, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.1}.items():
+    for name, seconds in {"READ_TIMEOUT": 0.2, "PATIENCE": 0.5, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.1}.items():
         monkeypatch.setattr(remote, name, seconds)
 
 
@@ -135,7 +136,7 @@ def test_a_flipped_byte_on_the_server_names_shard_and_key(shard_set: Path, tmp_p
     path = own / split.shards[1]
     row = int(np.flatnonzero(split.table["shard"] == 1)[2])
     data = bytearray(path.read_bytes())
-    data[int(split.table["offset"][row]) + format.BLOCK + 20] ^= 1
+    data[int(split.table["offset"][row]) + layout.BLOCK + 20] ^= 1
     path.write_bytes(data)
     with serve(own) as server:
         far = ShardSet.open(server.url, NodeCache(root=tmp_path / "cache")).split("train")
@@ -143,7 +144,7 @@ def test_a_flipped_byte_on_the_server_names_shard_and_key(shard_set: Path, tmp_p
         with pytest.raises(CorruptShardError, match=rf"{split.shards[1]}: {split.key(row)}.jpg is corrupt"):
             far.read(row - 1, 0)
         data[-1] ^= 1  # in what fills the tar up, which is no sample's
-        data[int(split.table["offset"][row]) + format.BLOCK + 20] ^= 1
+        data[int(split.table["offset"][row]) + layout.BLOCK + 20] ^= 1
         path.write_bytes(data)
         with pytest.raises(CorruptShardError, match=rf"{split.shards[1]}: not the bytes that the index names"):
             far.read(row, 0)

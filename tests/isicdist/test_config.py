@@ -41,7 +41,7 @@ def train(*words: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "value", "way_out"),
+    ("section", "name", "value", "hint"),
     [
         (BatchConfig, "batch.global_size", 0, "at least 1 sample"),
         (BatchConfig, "batch.micro_size", 0, "give a number from 1, or auto"),
@@ -55,7 +55,7 @@ def train(*words: str) -> int:
         (OptimConfig, "optim.weight_decay", -1.0, "give 0 or more"),
         (OptimConfig, "optim.clip_norm", float("inf"), "give 0 or more"),
         (OptimConfig, "optim.bce_weight", -0.5, "give 0 or more"),
-        (AugmentConfig, "augment.small_share", 1.0, "from 0 to below 1"),
+        (AugmentConfig, "augment.progressive_resize_fraction", 1.0, "from 0 to below 1"),
         (AugmentConfig, "augment.rotation", 181.0, "degrees from 0 to 180"),
         (AugmentConfig, "augment.scale", (1.2, 0.8), "the smaller one first"),
         (AugmentConfig, "augment.elastic", 0.5, "from 0 to 0.2"),
@@ -71,11 +71,11 @@ def train(*words: str) -> int:
         (TrainConfig, "checkpoint_every", -1, "or 0"),
     ],
 )
-def test_a_value_that_cannot_work_is_named_with_the_way_out(section, name, value, way_out):
+def test_a_value_that_cannot_work_is_named_with_the_way_out(section, name, value, hint):
     with pytest.raises(UsageError) as caught:
         section(**{name.split(".")[-1]: value})
     assert str(caught.value).startswith(f"{name} is {value}: ")
-    assert way_out in str(caught.value)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_full_disk_is_said_before_training(monkeypatch, gib, state):
 
 
 def test_wandb_online_without_a_login_is_a_warning(monkeypatch):
-    monkeypatch.setattr("isicdist.tracking.resolve_wandb_mode", lambda: ("offline", "not logged in"))
+    monkeypatch.setattr("isicdist.training.tracking.resolve_wandb_mode", lambda: ("offline", "not logged in"))
     monkeypatch.setenv("WANDB_MODE", "online")
     assert one(doctor._wandb, "wandb").state == "warn"
     monkeypatch.delenv("WANDB_MODE")

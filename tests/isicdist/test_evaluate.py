@@ -18,16 +18,18 @@ from accelerate import Accelerator
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from isicdist import checkpoint, pictures
 from isicdist.config import ModelConfig, TrainConfig
-from isicdist.dice import DiceSummary, per_image_scores
+from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate, validate
-from isicdist.interval import NAMES
-from isicdist.results import RESOLUTIONS, show
-from isicdist.segmenter import load_model
-from isicdist.train import build_model, model_card
+from isicdist.metrics import figures as pictures
+from isicdist.metrics.bootstrap import NAMES
+from isicdist.metrics.dice import DiceSummary, per_image_scores
+from isicdist.metrics.results import RESOLUTIONS, show
+from isicdist.network import best as best_model
+from isicdist.network.segmenter import load_model
+from isicdist.train import build_model, model_metadata
 from shards import format
-from shards.errors import CheckpointError, ShardSetError, UsageError
+from shards.errors import ShardSetError, UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
@@ -39,7 +41,7 @@ OWN = 110 / 256
 def run(tmp_path_factory: pytest.TempPathFactory, shard_set: Path) -> Path:
     """A run whose best model is as it was initialised, scored on val (with original masks) and train (without)."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    checkpoint.save_best(path, build_model(CONFIG), model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5, OWN))
+    best_model.save_best(path, build_model(CONFIG), model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5, OWN))
     evaluate(path, str(shard_set), "val")
     evaluate(path, str(shard_set), "train")
     return path
@@ -269,7 +271,7 @@ def test_a_network_that_overflows_is_refused(shard_set, tmp_path):
     model = build_model(CONFIG)
     with torch.no_grad():
         next(model.parameters()).fill_(math.inf)
-    checkpoint.save_best(tmp_path, model, model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5))
+    best_model.save_best(tmp_path, model, model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5))
     with pytest.raises(CheckpointError, match=r"pixels of split val get no probability \(NaN\): the network overflows"):
         evaluate(tmp_path, str(shard_set), "val")
     assert not (tmp_path / "evaluation").exists()

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from isicdist import checkpoint, export, load_model
+from isicdist import export, load_model
 from isicdist.cli import main
+from isicdist.errors import CheckpointError
 from isicdist.export import export_onnx
-from isicdist.model import ImprovedUNet
-from shards.errors import CheckpointError, UsageError
+from isicdist.network import best as best_model
+from isicdist.network.unet import ImprovedUNet
+from shards.errors import UsageError
 
 CARD = {
     "architecture": {"base_channels": 2},
@@ -28,7 +30,7 @@ CARD = {
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    checkpoint.save_best(tmp_path / "run", ImprovedUNet(base_channels=2), CARD)
+    best_model.save_best(tmp_path / "run", ImprovedUNet(base_channels=2), CARD)
     return tmp_path / "run"
 
 

@@ -18,13 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from isicdist import checkpoint, load_model
+from isicdist import load_model
 from isicdist import predict as predict_module
-from isicdist.augment import normalise, to_unit
 from isicdist.config import ModelConfig, TrainConfig, Tta
-from isicdist.predict import Predicted, predict
-from isicdist.train import build_model, model_card
-from shards.errors import CheckpointError, SourceError, UsageError
+from isicdist.errors import CheckpointError
+from isicdist.network import best as best_model
+from isicdist.network.normalise import normalise, to_unit
+from isicdist.predict import PredictionCounts, predict
+from isicdist.train import build_model, model_metadata
+from shards.errors import SourceError, UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
@@ -40,7 +42,9 @@ def small_batches(monkeypatch):
 @pytest.fixture
 def run(tmp_path: Path, shard_set: Path) -> Path:
     """A run whose best model is as it was initialised."""
-    checkpoint.save_best(tmp_path / "run", build_model(CONFIG), model_card(CONFIG, ShardSet.open(shard_set), 7, 0.5))
+    best_model.save_best(
+        tmp_path / "run", build_model(CONFIG), model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5)
+    )
     return tmp_path / "run"
 
 
@@ -67,7 +71,7 @@ def masks(out: Path) -> dict[str, np.ndarray]:
 def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
     out = tmp_path / "out"
     done = predict([run], str(images), out)
-    assert done == Predicted(masks=10, rejected=0)
+    assert done == PredictionCounts(masks=10, rejected=0)
     found = masks(out)
     assert sorted(path.name for path in out.iterdir()) == [*sorted(found), "predict.json"]  # and nothing else
     assert set(found) == {f"{path.stem}_segmentation.png" for path in images.iterdir()}
@@ -80,7 +84,7 @@ def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
 
 def test_a_mask_is_what_the_network_says(run, images, tmp_path):
     predict([run], str(images), tmp_path / "out")
-    model, card = checkpoint.load_model(run)
+    model, card = best_model.load_model(run)
     path = sorted(images.iterdir())[-1]  # in the second batch
     picture = Image.fromarray(pixels(path))
     small = np.array(picture.resize((64, 64), Image.Resampling.BILINEAR))
@@ -112,7 +116,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
     (images / bad[0]).write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
     (images / bad[1]).write_bytes((images / names[2]).read_bytes()[:900])
     done = predict([run], str(images), out)
-    assert done == Predicted(masks=8, rejected=2)
+    assert done == PredictionCounts(masks=8, rejected=2)
     assert len(masks(out)) == 8
     with (out / "rejected.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -121,7 +125,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
 
     for name in bad:  # mended: the list of the first time is gone
         shutil.copy(images / names[2], images / name)
-    assert predict([run], str(images), out) == Predicted(masks=2, kept=8)
+    assert predict([run], str(images), out) == PredictionCounts(masks=2, kept=8)
     assert len(masks(out)) == 10
     assert not (out / "rejected.csv").exists()
 
@@ -154,10 +158,10 @@ def test_a_single_file_and_urls_give_the_same_masks(run, images, tmp_path):
     try:
         for place in (str(path), f"memory://photographs/{path.name}"):
             out = tmp_path / place.rpartition(":")[0]
-            assert predict([run], place, out) == Predicted(masks=1)
+            assert predict([run], place, out) == PredictionCounts(masks=1)
             assert list(masks(out)) == [one]
             assert (masks(out)[one] != masks(tmp_path / "folder")[one]).mean() < 1e-3  # a batch of another size
-        assert predict([run], "memory://photographs", tmp_path / "url") == Predicted(masks=10)
+        assert predict([run], "memory://photographs", tmp_path / "url") == PredictionCounts(masks=10)
     finally:
         memory.rm("/photographs", recursive=True)
     for name, mask in masks(tmp_path / "folder").items():
@@ -172,16 +176,16 @@ def test_a_mask_that_is_there_is_kept_until_its_image_changes(run, images, tmp_p
     paths[2].unlink()
     paths[5].write_bytes(b"kept as it is")
     (out / ".ISIC_segmentation.png.17.new").write_bytes(b"torn")
-    assert predict([run], str(images), out) == Predicted(masks=1, kept=9)
+    assert predict([run], str(images), out) == PredictionCounts(masks=1, kept=9)
     assert (pixels(paths[2]) != whole[paths[2].name]).mean() < 1e-3  # a batch of another size may round otherwise
     assert paths[5].read_bytes() == b"kept as it is"
     assert sorted(path.name for path in out.iterdir()) == [*sorted(whole), "predict.json"]
 
     changed = sorted(images.iterdir())[5]
     os.utime(changed, ns=(0, paths[5].stat().st_mtime_ns + 10**9))
-    assert predict([run], str(images), out) == Predicted(masks=1, kept=9)
+    assert predict([run], str(images), out) == PredictionCounts(masks=1, kept=9)
     assert (pixels(paths[5]) != whole[paths[5].name]).mean() < 1e-3
-    assert predict([run], str(images), out, overlay=True) == Predicted(masks=10)
+    assert predict([run], str(images), out, overlay=True) == PredictionCounts(masks=10)
     assert len(list((out / "overlays").iterdir())) == 10
 
 
@@ -199,7 +203,9 @@ def test_masks_made_otherwise_are_never_replaced(run, images, shard_set, tmp_pat
     predict([run], str(images), out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     other = TrainConfig(seed=2, model=ModelConfig(base_channels=2))
-    checkpoint.save_best(tmp_path / "other", build_model(other), model_card(other, ShardSet.open(shard_set), 7, 0.5))
+    best_model.save_best(
+        tmp_path / "other", build_model(other), model_metadata(other, ShardSet.open(shard_set), 7, 0.5)
+    )
     (tmp_path / "more").mkdir()
     shutil.copy(sorted(images.iterdir())[0], tmp_path / "more")
     cases: list[tuple[list[Path], Path, Tta, str]] = [
@@ -249,9 +255,9 @@ def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_
     runs = []
     for seed, size, fit, threshold in ((1, 64, "stretch", 0.5), (2, 96, "crop", 0.25), (3, 64, "stretch", 0.75)):
         config = TrainConfig(seed=seed, model=ModelConfig(base_channels=2))
-        card = {**model_card(config, ShardSet.open(shard_set), 7, 0.5), "size": size, "fit": fit}
+        card = {**model_metadata(config, ShardSet.open(shard_set), 7, 0.5), "size": size, "fit": fit}
         runs.append(tmp_path / f"run{seed}")
-        checkpoint.save_best(runs[-1], build_model(config), {**card, "threshold": threshold})
+        best_model.save_best(runs[-1], build_model(config), {**card, "threshold": threshold})
     predict(runs, str(images), tmp_path / "out", tta="d4")
     for path in images.iterdir():
         with Image.open(path) as opened:
@@ -294,7 +300,7 @@ def test_pictures_of_any_kind_have_masks_as_they_are_seen(run, tmp_path):
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(folder / "deep.png")
     picture.save(folder / "plain.bmp")
     picture.resize((16, 300)).save(folder / "thin.png")
-    assert predict([run], str(folder), tmp_path / "out", overlay=True) == Predicted(masks=9)
+    assert predict([run], str(folder), tmp_path / "out", overlay=True) == PredictionCounts(masks=9)
     shapes = {name.removesuffix("_segmentation.png"): mask.shape for name, mask in masks(tmp_path / "out").items()}
     assert shapes.pop("turned") == (60, 40)
     assert shapes.pop("thin") == (300, 16)
@@ -307,7 +313,7 @@ def test_small_and_unread_pictures_have_a_row(run, images, tmp_path):
     (images / "ISIC_0000000_superpixels.png").write_bytes(b"not asked for")
     (images / "LICENSE.txt").write_text("CC0")
     out = tmp_path / "out"
-    assert predict([run], str(images), out) == Predicted(masks=10, rejected=2)
+    assert predict([run], str(images), out) == PredictionCounts(masks=10, rejected=2)
     assert (out / "rejected.csv").read_text().splitlines()[1:] == [
         "flat.png,too-small,200 × 15 pixels; at least 16 × 16 are needed",
         "scan.tiff,unsupported,.tiff is not read; convert it to PNG or JPEG",
@@ -320,7 +326,7 @@ def test_masks_may_lie_beside_their_images(run, images):
     for out in (images / "masks", images):
         for kept in (0, 10):
             done = predict([run], str(images), out, probabilities=True, overlay=True)
-            assert done == Predicted(masks=10 - kept, kept=kept)
+            assert done == PredictionCounts(masks=10 - kept, kept=kept)
         shutil.rmtree(images / "masks", ignore_errors=True)
 
 
@@ -335,7 +341,9 @@ def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, pytho
     one, two = masks(tmp_path / "one"), masks(tmp_path / "out")
     assert one.keys() == two.keys()
     assert max((one[name] != two[name]).mean() for name in one) < 1e-3
-    assert predict([run, run], str(images), tmp_path / "out", tta="flips") == Predicted(masks=0, kept=10, rejected=1)
+    assert predict([run, run], str(images), tmp_path / "out", tta="flips") == PredictionCounts(
+        masks=0, kept=10, rejected=1
+    )
 
 
 def test_a_killed_prediction_goes_on_where_it_was(run, images, tmp_path):

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from isicdist import checkpoint
 from isicdist.config import ModelConfig, TrainConfig
+from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate
+from isicdist.network import best as best_model
 from isicdist.report import report
-from isicdist.tracking import Tracker
-from isicdist.train import build_model, model_card
-from shards.errors import CheckpointError
+from isicdist.train import build_model, model_metadata
+from isicdist.training.tracking import Tracker
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, log_every=1, model=ModelConfig(base_channels=2))
@@ -28,7 +28,7 @@ QUIET = Console(quiet=True)
 def run(tmp_path: Path, shard_set: Path) -> Path:
     """A run of three steps, the second of which has the best model."""
     shards, config = ShardSet.open(shard_set), {**CONFIG.to_json(), "world_size": 2, "mixed_precision": "bf16"}
-    checkpoint.save_best(tmp_path, build_model(CONFIG), model_card(CONFIG, shards, 2, 0.75, 110 / 256))
+    best_model.save_best(tmp_path, build_model(CONFIG), model_metadata(CONFIG, shards, 2, 0.75, 110 / 256))
     with Tracker.open(tmp_path, config, main=True, wandb_mode="disabled", console=QUIET) as tracker:
         for step, dice in ((1, 0.25), (2, 0.75), (3, 0.625)):
             loss = float("nan") if step == 1 else 1 / step  # null in the file

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 WORKER = Path(__file__).parent / "train_worker.py"
 SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--optim.ema-decay", 0.9, "--log-every", 1)
-SMALL += ("--augment.small-share", 0.4)
+SMALL += ("--augment.progressive-resize-fraction", 0.4)
 
 
 def lines(run: Path, event: str) -> list[dict]:

@@ -16,12 +16,12 @@ from PIL import Image
 from shards import format
 from shards.build import build
 from shards.errors import SourceError, UsageError
-from shards.pair import load
-from shards.pairing import BadInputError, pair_files
-from shards.plan import BuildOptions
+from shards.inputs.decode import load
+from shards.inputs.match import BadInputError, pair_files
+from shards.inputs.source import find
+from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.source import find
-from shards.target import WORK
+from shards.writing.target import WORK
 from tests.shards.conftest import write_pair
 
 SMALL = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")

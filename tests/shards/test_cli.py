@@ -10,7 +10,7 @@ from PIL import Image
 
 from shards import cli
 from shards.build import build
-from shards.plan import BuildOptions
+from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.verify import verify
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import format
+from shards import codecs, format
 from shards.build import build
 from shards.errors import CorruptShardError, ShardSetError
-from shards.plan import BuildOptions
+from shards.planning.plan import BuildOptions
 from tests.shards.conftest import disc, photograph
 
 
@@ -84,29 +84,29 @@ def test_an_index_that_was_edited_or_cut_is_refused(index: bytes):
 
 def test_image_and_mask_come_back():
     picture, mask = photograph(1), disc()
-    back = format.decode_image(format.encode_image(picture)).astype(int)
+    back = codecs.decode_image(codecs.encode_image(picture)).astype(int)
     assert np.abs(back - picture).mean() < 2
-    np.testing.assert_array_equal(format.decode_mask(format.encode_mask(mask)), mask > 0)
+    np.testing.assert_array_equal(codecs.decode_mask(codecs.encode_mask(mask)), mask > 0)
 
 
 def test_more_pixels_than_the_limit_are_not_decoded(monkeypatch: pytest.MonkeyPatch):
-    jpeg, png = format.encode_image(photograph(1)), format.encode_mask(disc())
+    jpeg, png = codecs.encode_image(photograph(1)), codecs.encode_mask(disc())
     bomb = io.BytesIO()
     Image.new("1", (20_000, 10_000)).save(bomb, "PNG")
     with pytest.raises(ValueError, match="20000 × 10000 pixels, more than 100000000"):
-        format.decode_mask(bomb.getvalue())
-    monkeypatch.setattr(format, "MAX_PIXELS", 60 * 80 - 1)
-    for decode, data in ((format.decode_image, jpeg), (format.decode_mask, png)):
+        codecs.decode_mask(bomb.getvalue())
+    monkeypatch.setattr(codecs, "MAX_PIXELS", 60 * 80 - 1)
+    for decode, data in ((codecs.decode_image, jpeg), (codecs.decode_mask, png)):
         with pytest.raises(ValueError, match="80 × 60 pixels, more than 4799"):
             decode(data)
 
 
 def test_what_is_no_picture_is_a_plain_error():
-    for data in (b"", b"no picture", format.encode_image(photograph(1))[:100]):
+    for data in (b"", b"no picture", codecs.encode_image(photograph(1))[:100]):
         with pytest.raises((ValueError, OSError)):
-            format.decode_image(data)
+            codecs.decode_image(data)
         with pytest.raises((ValueError, OSError)):
-            format.decode_mask(data)
+            codecs.decode_mask(data)
 
 
 def test_a_name_that_is_no_utf_8_survives_json():

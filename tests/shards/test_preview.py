@@ -9,7 +9,7 @@ import pytest
 from shards import format
 from shards.build import build
 from shards.errors import ShardSetError
-from shards.plan import BuildOptions
+from shards.planning.plan import BuildOptions
 from shards.preview import OUTLINE, contact_sheet, outline, tile
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import format
+from shards import format, layout
 from shards.build import build
 from shards.errors import CorruptShardError
-from shards.plan import BuildOptions
+from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.verify import verify
 from tests.shards.test_cli import run
@@ -43,7 +43,7 @@ def exchange(root: Path, member: int, data: bytes, **columns: int) -> str:
     """
     split = ShardSet.open(root).split("val")
     table, path = split.table.copy(), root / split.shards[0]
-    start, size = format.member_spans(int(table["offset"][SAMPLE]), table["size"][SAMPLE].tolist())[member]
+    start, size = layout.member_spans(int(table["offset"][SAMPLE]), table["size"][SAMPLE].tolist())[member]
     tar = bytearray(path.read_bytes())
     assert len(data) <= size
     tar[start : start + len(data)] = data

@@ -1,0 +1,1 @@
+"""Samples for training: global order, stream, decoded cache, augmentation, synthetic images."""

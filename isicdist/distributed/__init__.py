@@ -1,0 +1,1 @@
+"""Processes: launch checks, agreement between ranks, and the sum of the gradients."""

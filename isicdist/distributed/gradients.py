@@ -1,0 +1,46 @@
+"""The gradient of a step, summed over all ranks once, after the last micro batch.
+
+DDP would sum it inside the last backward pass. There, a rank that runs out of memory leaves the others waiting for
+it for ever; here every micro batch is a rank's own business, and the ranks agree (`processes.AnyRank`) before they
+exchange anything. What that costs is the overlap of the sum with the backward pass: with the 3.2 million weights of
+this network, one sum of 13 MB per step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Gradients:
+    """The gradients of all parameters as one flat tensor, and the loss of the step behind them."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+        """`parameters`: of one dtype, on their device. From now on their `grad` is a view of the flat tensor."""
+        parameters = list(parameters)
+        self._several = accelerator.num_processes > 1
+        ends = list(itertools.accumulate(p.numel() for p in parameters))
+        self._flat = parameters[0].new_zeros(ends[-1] + 1)  # (weights + 1,)
+        for p, end in zip(parameters, ends, strict=True):
+            p.grad = torch.as_strided(self._flat, p.shape, p.stride(), end - p.numel())
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Add one micro batch's part of the step's loss, a scalar."""
+        self._flat[-1] += loss.detach()
+
+    def reduce(self) -> Tensor:
+        """Sum gradients and loss over all ranks; returns the loss of the whole step. Every rank calls it."""
+        if self._several:
+            torch.distributed.all_reduce(self._flat)
+        return self._flat[-1].clone()
+
+    def zero(self) -> None:
+        """Forget the step."""
+        self._flat.zero_()

@@ -1,0 +1,1 @@
+"""From integer counts to scores: exact Dice, thresholds, confidence intervals, tables and figures."""

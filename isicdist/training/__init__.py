@@ -1,0 +1,1 @@
+"""The parts of the training loop: state, checkpoints, optimizer, micro batches, meters, tracking."""

@@ -1,0 +1,69 @@
+"""What the two ends of a picture say, read without decoding it: its size, where nothing about it is odd.
+
+A pair can be copied as it is where both of its pictures are plain: upright, in the colours expected, and whole as far
+as this can be told without decoding. For whatever is odd the answer is None, and Pillow and the codecs say what it is.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from isal import isal_zlib
+
+from shards import codecs
+
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+HEAD, TAIL = 1 << 14, 1 << 10
+"""Bytes of the two ends of a picture that are looked at: more than the headers of a plain one."""
+_FRAMES = frozenset(b"\xc0\xc1\xc2")  # baseline, extended and progressive; the others are lossless or hierarchical
+_SCAN = 0xDA
+# Huffman and quantization tables, restart interval, APP0 (JFIF) and comment: nothing that turns or recolours a picture.
+_TABLES = frozenset(b"\xc4\xdb\xdd\xe0\xfe")
+
+
+def ends_of(data: bytes) -> bytes:
+    """The first HEAD and the last TAIL bytes of a picture; a shorter one is its ends."""
+    return data if len(data) <= HEAD + TAIL else data[:HEAD] + data[-TAIL:]
+
+
+def plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of an 8-bit JPEG of three colours that ends as it should and has no EXIF or XMP; else None.
+
+    `data`: the JPEG, or its ends. The headers are followed up to the first scan (ITU-T T.81, annex B); profiles and
+    unknown segments are odd, too.
+    """
+    if data[:2] != JPEG_START or data[-2:] != JPEG_END:
+        return None
+    start, size = 2, None
+    while len(head := data[start : start + 10]) == 10 and head[0] == 0xFF:
+        kind = head[1]
+        if kind == _SCAN:
+            return size
+        if kind in _FRAMES and size is None and head[4] == 8 and head[9] == 3:  # bits, colours
+            height, width = struct.unpack(">HH", head[5:9])
+            if not 0 < height * width <= codecs.MAX_PIXELS:
+                return None
+            size = width, height
+        elif kind not in _TABLES:
+            return None
+        start += 2 + int.from_bytes(head[2:4], "big")
+    return None
+
+
+def plain_png(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a 1-bit or 8-bit grey PNG every chunk of which is whole; else None.
+
+    None also for one with a palette, transparency or EXIF, which it would need to be decoded by.
+    """
+    if data[:16] != codecs.PNG_START or data[24:26] not in (b"\1\0", b"\x08\0"):
+        return None
+    start, odd = 8, (b"PLTE", b"tRNS", b"eXIf")
+    while len(head := data[start : start + 8]) == 8:
+        end = start + 8 + int.from_bytes(head[:4], "big")
+        if head[4:] in odd or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        if head[4:] == b"IEND":
+            width, height = struct.unpack(">II", data[16:24])
+            return (width, height) if end + 4 == len(data) else None
+        start = end + 4
+    return None

@@ -1,0 +1,175 @@
+"""Pair images with masks by their names. Nothing is read (see `shards.inputs.decode`).
+
+Every file that was found ends in one of three lists: part of a pair, rejected with a reason, or ignored because it is
+known to be neither image nor mask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from shards import format
+from shards.errors import SourceError
+from shards.inputs.source import IMAGE_TYPES, File
+
+MASK_SUFFIX = "_segmentation"
+OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif"})
+PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
+
+REASONS = {
+    "no-mask": "an image without a mask",
+    "no-image": "a mask without an image",
+    "illegal-key": "a name that cannot be a WebDataset key",
+    "duplicate-key": "more than one image or mask for a key (upper and lower case count as one)",
+    "unsupported": "an image in a format other than JPEG, PNG and BMP",
+    "unreadable": "bytes that do not decode",
+    "truncated": "a file that ends too early",
+    "pixel-limit": "more pixels or bytes than an honest photograph has",
+    "size-mismatch": "an image and a mask of different sizes",
+    "orientation": "an EXIF rotation that may or may not hold for the mask",
+    "mask-values": "a mask with marks, none of them above 128",
+    "partner": "a file whose image or mask was rejected",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A file that is left out."""
+
+    path: str
+    """Its path inside its source."""
+    reason: str
+    """One of `REASONS`."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and its mask."""
+
+    key: str
+    image: File
+    mask: File
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What was found, each file in exactly one of the three lists."""
+
+    pairs: list[Pair]
+    """Sorted by key."""
+    rejected: list[Rejected]
+    ignored: list[File]
+
+    @property
+    def found(self) -> int:
+        """The number of files."""
+        return 2 * len(self.pairs) + len(self.rejected) + len(self.ignored)
+
+
+class BadInputError(SourceError):
+    """Some of the inputs cannot be used, and the build was told to stop at that."""
+
+    def __init__(self, rejected: list[Rejected]) -> None:
+        first = rejected[0]
+        super().__init__(
+            f"{len(rejected)} of the input files cannot be used (first: {first.path}: {first.reason}, {first.detail}); "
+            "mend them or leave them out with --on-bad-input skip"
+        )
+        self.rejected = rejected
+
+
+def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing:
+    """Pair images with masks by name: KEY.jpg with KEY<mask_suffix>.png, in any folders.
+
+    Upper and lower case are one, so that no two keys differ by case only. Raises SourceError without any pair.
+    """
+    images: dict[str, list[tuple[str, File]]] = defaultdict(list)
+    masks: dict[str, list[tuple[str, File]]] = defaultdict(list)
+    pairs: list[Pair] = []
+    rejected: list[Rejected] = []
+    ignored: list[File] = []
+    for file in files:
+        stem, kind = _stem_and_type(file.name)
+        if _is_ignored(file.name, stem, kind):
+            ignored.append(file)
+        elif kind in OTHER_IMAGE_TYPES:
+            rejected.append(_unsupported(file))
+        elif stem.lower().endswith(mask_suffix.lower()):
+            key = stem[: -len(mask_suffix)]
+            masks[key.lower()].append((key, file))
+        else:
+            images[stem.lower()].append((stem, file))
+    for folded in sorted(images.keys() | masks.keys()):
+        _pair_one(images.get(folded, []), masks.get(folded, []), mask_suffix, pairs, rejected)
+    if not pairs:
+        raise SourceError(
+            f"no image has a mask: {len(images)} images, {len(masks)} masks named KEY{mask_suffix}.png; "
+            "check --images, --masks and --mask-suffix"
+        )
+    pairs.sort(key=lambda pair: pair.key)
+    return Pairing(pairs=pairs, rejected=rejected, ignored=ignored)
+
+
+def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected]]:
+    """The files that are images by their name, and those of a type that is not read.
+
+    Masks are neither, nor is what lies beside images in the archives.
+    """
+    images: list[File] = []
+    rejected: list[Rejected] = []
+    for file in files:
+        stem, kind = _stem_and_type(file.name)
+        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(mask_suffix.lower()):
+            continue
+        if kind in IMAGE_TYPES:
+            images.append(file)
+        else:
+            rejected.append(_unsupported(file))
+    return images, rejected
+
+
+def _pair_one(
+    images: list[tuple[str, File]],
+    masks: list[tuple[str, File]],
+    mask_suffix: str,
+    pairs: list[Pair],
+    rejected: list[Rejected],
+) -> None:
+    """Make a pair of what there is for one key, or reject all of it."""
+    all_files = [file for _, file in images + masks]
+    key = (images or masks)[0][0]
+    if not format.KEY_PATTERN.match(key):
+        detail = f"key {key!r}: use 1 to 80 letters, digits, _ and - and no dot"
+        rejected += [Rejected(file.name, "illegal-key", detail) for file in all_files]
+    elif len(images) > 1 or len(masks) > 1:
+        # Which image belongs to which mask is a guess, so none of them is taken.
+        detail = f"key {key}: " + ", ".join(file.name for file in all_files)
+        rejected += [Rejected(file.name, "duplicate-key", detail) for file in all_files]
+    elif not masks:
+        rejected.append(Rejected(all_files[0].name, "no-mask", f"there is no {key}{mask_suffix}.png"))
+    elif not images:
+        rejected.append(Rejected(all_files[0].name, "no-image", f"there is no {key}.jpg"))
+    else:
+        pairs.append(Pair(key, images[0][1], masks[0][1]))
+
+
+def _stem_and_type(name: str) -> tuple[str, str]:
+    """(ISIC_1, .jpg) of a/b/ISIC_1.JPG, without pathlib, which takes half a minute for a million pairs."""
+    stem, kind = os.path.splitext(name.rpartition("/")[2])  # noqa: PTH122
+    return stem, kind.lower()
+
+
+def _is_ignored(name: str, stem: str, kind: str) -> bool:
+    if any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/")):
+        return True
+    return stem.lower().endswith("_superpixels") or kind not in PICTURE_TYPES
+
+
+def _unsupported(file: File) -> Rejected:
+    detail = f"{PurePosixPath(file.name).suffix} is not read; convert it to PNG or JPEG"
+    return Rejected(file.name, "unsupported", detail)

@@ -1,0 +1,1 @@
+"""Download the shards of a remote set: retries, the cache of a node, prefetch."""

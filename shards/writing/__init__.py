@@ -1,0 +1,1 @@
+"""From checked pairs to published shards, sample tables and the index."""

@@ -1,0 +1,208 @@
+"""The decoded cache: the same samples as without it, no decoding from the second epoch on, and no harm from a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from isicdist.data import decoded_cache as decoded
+from isicdist.data.decoded_cache import DecodedCache
+from isicdist.data.order import BatchPlan
+from isicdist.data.stream import Stream
+from shards.errors import UsageError
+from shards.reader import ShardSet, Split
+
+
+@pytest.fixture
+def split(shard_set: Path) -> Split:
+    return ShardSet.open(shard_set).split("train")
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each sample has been decoded."""
+    counts, sample = Counter[int](), Split.sample
+
+    def counted(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        counts[number] += 1
+        sample(self, number, image, mask)
+
+    monkeypatch.setattr(Split, "sample", counted)
+    return counts
+
+
+def read_epoch(split: Split, cache: DecodedCache | None, world: int = 1, rank: int = 0) -> dict[int, bytes]:
+    """The pixels of each sample of an epoch, image and mask."""
+    plan = BatchPlan(global_size=8, micro_size=4, world_size=world)
+    pixels = {}
+    with Stream(split, plan, rank, decoded=cache) as stream:
+        for batch in stream.epoch():
+            for place in np.flatnonzero(batch.valid):
+                image, mask = batch.images[place].contiguous().numpy(), batch.masks[place].numpy()
+                pixels[int(batch.numbers[place])] = image.tobytes() + mask.tobytes()
+    return pixels
+
+
+def test_samples_are_the_same_and_decoded_once(split, tmp_path, decodes):
+    without = read_epoch(split, None)
+    decodes.clear()
+    cache = DecodedCache(split, tmp_path / "new" / "folder")
+    assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(len(split)))
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+    another_run = DecodedCache(split, tmp_path / "new" / "folder")
+    assert read_epoch(split, another_run) == without
+    assert decodes == Counter(range(len(split)))
+
+
+def test_ranks_share_what_is_decoded(split, tmp_path, decodes):
+    one = DecodedCache(split, tmp_path)
+    other = DecodedCache(split, tmp_path)
+    together = read_epoch(split, one, 2, 0) | read_epoch(split, other, 2, 1)
+    assert decodes == Counter(range(len(split)))
+    assert read_epoch(split, one) == read_epoch(split, other) == together
+    assert decodes == Counter(range(len(split)))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "torn", "marker of a hole"])
+def test_a_record_that_is_not_whole_is_decoded_again(split, tmp_path, decodes, damage):
+    without = read_epoch(split, None)
+    cache = DecodedCache(split, tmp_path)
+    read_epoch(split, cache)
+    record, path = decoded.record_bytes(64), cache.path
+    data = bytearray(path.read_bytes())
+    if damage == "cut short":
+        del data[5 * record - record // 2 :]
+    elif damage == "torn":
+        data[4 * record + record // 2 : 5 * record] = bytes(record - record // 2)
+    else:
+        data[4 * record : 4 * record + 8] = bytes(8)
+    path.write_bytes(data)
+    decodes.clear()
+    cache = DecodedCache(split, tmp_path)
+    assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(4, len(split)) if damage == "cut short" else [4])
+    assert read_epoch(split, cache) == without
+    assert decodes.total() == (len(split) - 4 if damage == "cut short" else 1)
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_is_filled_again(split, tmp_path, decodes):
+    without = read_epoch(split, None)
+    cache = DecodedCache(split, tmp_path)
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+    decodes.clear()
+    os.truncate(cache.path, 4 * decoded.record_bytes(64))
+    for _ in range(3):
+        assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(4, len(split)))
+
+
+DIE_HALF_WAY = """
+import os, sys
+import numpy as np
+from isicdist.data.decoded_cache import DecodedCache
+from shards.reader import ShardSet
+
+def half(file, buffers, offset):
+    if offset == 3 * (8 + 4 * 64 * 64):
+        write(file, [*buffers[:2], bytes(100)], offset)
+        os.kill(os.getpid(), 9)
+    return write(file, buffers, offset)
+
+write, os.pwritev = os.pwritev, half
+split = ShardSet.open(sys.argv[1]).split("train")
+cache = DecodedCache(split, sys.argv[2])
+for number in range(len(split)):
+    cache.read(number, np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8))
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_does_no_harm(split, tmp_path, python, decodes):
+    assert python("-c", DIE_HALF_WAY, split.root, tmp_path).returncode == -9
+    cache = DecodedCache(split, tmp_path)
+    assert read_epoch(split, cache) == read_epoch(split, cache)
+    assert decodes == Counter(range(3, len(split)))
+    assert read_epoch(split, cache) == read_epoch(split, None)
+
+
+def test_a_full_disk_is_said_once_and_the_samples_are_decoded(split, tmp_path, decodes, monkeypatch, capsys):
+    without = read_epoch(split, None)
+    decodes.clear()
+    pwritev = os.pwritev
+
+    def full(file: int, buffers: list, offset: int) -> int:
+        if offset >= 5 * decoded.record_bytes(64):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwritev(file, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", full)
+    cache = DecodedCache(split, tmp_path)
+    assert read_epoch(split, cache) == without
+    assert read_epoch(split, cache) == without
+    said = capsys.readouterr().err
+    assert said.count("the disk is full") == 1
+    assert str(tmp_path) in said
+    assert {decodes[number] for number in range(5, len(split))} == {2}
+
+
+def test_sets_and_splits_have_files_of_their_own(split, shard_set, tmp_path):
+    val = ShardSet.open(shard_set).split("val")
+    other = dataclasses.replace(split, digest="other")
+    assert len({DecodedCache(each, tmp_path).path for each in (split, val, other)}) == 3
+
+
+def test_auto_keeps_what_fits_comfortably(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path))
+    cache = DecodedCache.open("auto", split)
+    assert cache is not None
+    assert cache.path.parent == tmp_path / "decoded"
+    assert DecodedCache.open("off", split) is None
+    monkeypatch.setattr(decoded, "MEMORY_SHARE", 1 << 40)
+    assert DecodedCache.open("auto", split) is None
+    monkeypatch.setattr(decoded, "MEMORY_SHARE", 1)
+    monkeypatch.setattr(decoded, "DISK_SHARE", 1 << 50)
+    assert DecodedCache.open("auto", split)  # its room is taken already
+    cache.path.unlink()
+    assert DecodedCache.open("auto", split) is None
+    cache = DecodedCache.open(str(tmp_path / "given"), split)
+    assert cache is not None
+    assert cache.path.parent == tmp_path / "given"
+
+
+def test_auto_evicts_the_oldest_files_that_nobody_has_open(split, shard_set, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path))
+    sets = [dataclasses.replace(split, digest=name * 32) for name in "abc"]
+    used, *unused = (DecodedCache.open("auto", each) for each in sets)
+    assert used
+    paths = [cache.path for cache in unused if cache]
+    del unused
+    for age, path in enumerate([used.path, *paths]):  # the one in use is the oldest
+        os.utime(path, (age, age))
+    needed = len(split) * decoded.record_bytes(64)
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=decoded.DISK_SHARE * needed * (not paths[0].exists()))
+
+    monkeypatch.setattr(decoded.shutil, "disk_usage", disk_usage)
+    assert DecodedCache.open("auto", ShardSet.open(shard_set).split("train"))
+    assert [path.exists() for path in (used.path, *paths)] == [True, False, True]
+
+
+def test_a_folder_that_cannot_be_is_an_error_that_names_it(split, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        DecodedCache.open(str(tmp_path / "file"), split)
+
+
+def test_images_of_their_own_sizes_are_not_kept(split, tmp_path):
+    with pytest.raises(UsageError, match="differ in size"):
+        DecodedCache(dataclasses.replace(split, size=None), tmp_path)

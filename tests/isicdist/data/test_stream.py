@@ -1,0 +1,302 @@
+"""The stream: every sample once on any world, resumable, and ended by a corrupt byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+from webdataset import filters
+from webdataset.pipeline import DataPipeline
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from isicdist.data.order import MASKED, BatchPlan
+from isicdist.data.planned_source import PlannedSource
+from isicdist.data.stream import Batch, Stream
+from isicdist.errors import CheckpointError
+from shards import codecs, format, layout
+from shards.errors import CorruptShardError, UsageError
+from shards.reader import ShardSet, Split
+
+
+@pytest.fixture
+def split(shard_set: Path) -> Split:
+    return ShardSet.open(shard_set).split("train")
+
+
+def open_stream(
+    split: Split, world: int = 1, rank: int = 0, *, global_size: int = 6, micro: int = 2, **options: Any
+) -> Stream:
+    plan = BatchPlan(global_size=global_size, micro_size=micro, world_size=world)
+    return Stream(split, plan, rank, **{"seed": 5, **options})
+
+
+def read(stream: Stream, how: str) -> list[np.ndarray]:
+    """The sample numbers of every batch."""
+    batches: Iterator[Batch] = getattr(stream, how)()
+    return [batch.numbers.copy() for batch in batches]
+
+
+def real(numbers: list[np.ndarray]) -> list[int]:
+    """The sample numbers without the masked places."""
+    joined = np.concatenate(numbers)
+    return joined[joined != MASKED].tolist()
+
+
+def decoders() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("how", ["epoch", "in_order"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_together_read_every_sample_once(split, world, how):
+    seen, batches = [], set()
+    for rank in range(world):
+        with open_stream(split, world, rank) as stream:
+            numbers = read(stream, how)
+        batches.add(len(numbers))
+        seen += real(numbers)
+    assert len(batches) == 1  # equal forward passes on every rank
+    assert sorted(seen) == list(range(len(split)))
+
+
+def test_a_step_has_the_same_samples_on_any_world(split):
+    def steps(world: int) -> list[set[int]]:
+        per_rank = []
+        for rank in range(world):
+            with open_stream(split, world, rank, micro=1) as stream:
+                per_rank.append(np.concatenate(read(stream, "epoch")).reshape(stream.steps_per_epoch, -1))
+        return [set(row.tolist()) - {MASKED} for row in np.concatenate(per_rank, axis=1)]
+
+    assert steps(1) == steps(2) == steps(3)
+
+
+def test_epochs_follow_one_another_in_different_orders(split):
+    with open_stream(split) as stream:
+        first, second = real(read(stream, "epoch")), real(read(stream, "epoch"))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_more_workers_than_samples_read_each_once(shard_set):
+    val = ShardSet.open(shard_set).split("val")
+    assert len(val) < 40
+    with open_stream(val, workers=40, prefetch=9) as stream:
+        assert real(read(stream, "in_order")) == list(range(len(val)))
+
+
+def test_a_batch_is_what_the_split_holds(split):
+    with open_stream(split, global_size=8, micro=8) as stream:
+        for batch in stream.epoch():
+            assert batch.images.shape == (8, 3, 64, 64)
+            assert batch.masks.shape == (8, 1, 64, 64)
+            for place in np.flatnonzero(batch.valid):
+                number = int(batch.numbers[place])
+                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(number)).all()
+                assert (batch.masks[place, 0].numpy() == split.mask(number)).all()
+
+
+def test_a_short_tail_is_masked_in_memory_that_was_full_before(split):
+    left = len(split) % 8
+    assert left
+    with open_stream(split, global_size=8, micro=8, prefetch=1) as stream:
+        short = 0
+        for batch in stream.in_order():
+            assert batch.step_samples == batch.valid.sum()
+            if batch.step_samples < 8:
+                short = batch.step_samples
+                assert (batch.numbers[short:] == MASKED).all()
+                assert not batch.images[short:].any()
+                assert not batch.masks[short:].any()
+                assert batch.images[:short].any()
+        assert short == left
+
+
+def test_the_last_micro_batch_of_a_step_is_marked(split):
+    with open_stream(split, world=2, rank=1, global_size=8, micro=2) as stream:
+        assert [batch.last for batch in stream.epoch()] == [False, True] * stream.steps_per_epoch
+
+
+@pytest.mark.parametrize("steps", [2, 5, 7])
+def test_a_stream_goes_on_where_a_state_stood(split, steps):
+    """7 steps reach into the second epoch."""
+    with open_stream(split) as stream:
+        assert stream.steps_per_epoch == 5
+        done, state, rest = 0, {}, []
+        for _ in range(2):
+            for batch in stream.epoch():
+                if done >= steps:
+                    rest.append(batch.numbers.copy())
+                done += batch.last
+                if done == steps and not state:
+                    state = json.loads(json.dumps(stream.state_dict()))
+    with open_stream(split) as resumed:
+        resumed.load_state_dict(state)
+        again = read(resumed, "epoch")
+        while resumed.epoch_number < 2:
+            again += read(resumed, "epoch")
+    assert np.array_equal(again, rest)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"digest": "other"}, "trained with digest other"),
+        ({"seed": 6}, "trained with seed 6, this run has 5"),
+        ({"consumed": 8}, "8 samples of the epoch are no whole number of steps of 6"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(split, changed, said):
+    with open_stream(split) as stream:
+        before = stream.state_dict()
+        with pytest.raises(CheckpointError, match=said):
+            stream.load_state_dict({**before, **changed})
+        assert stream.state_dict() == before
+
+
+def test_a_flipped_byte_ends_the_stream_and_is_named(shard_set, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(shard_set, copy)
+    split = ShardSet.open(copy).split("train")
+    number = 20
+    row = split.table[number]
+    start, size = layout.member_spans(int(row["offset"]), row["size"].tolist())[format.IMAGE]
+    shard = split.shards[row["shard"]]
+    data = bytearray((copy / shard).read_bytes())
+    data[start + size // 2] ^= 1
+    (copy / shard).write_bytes(data)
+
+    seen: list[int] = []
+    with open_stream(split) as stream, pytest.raises(CorruptShardError) as caught:
+        seen.extend(number for batch in stream.in_order() for number in batch.numbers.tolist())
+    assert shard in str(caught.value)
+    assert split.key(number) in str(caught.value)
+    assert seen == list(range(20))  # 20 is a multiple of the micro batch: nothing before it is lost
+    assert not decoders()
+
+
+def test_leaving_early_leaves_no_thread_behind(split):
+    with open_stream(split, workers=3) as stream:
+        for _ in stream.epoch():
+            assert decoders()
+            break
+    assert not decoders()
+
+
+def test_images_of_their_own_sizes_are_refused(split):
+    with pytest.raises(UsageError, match="build a set for training with --size"):
+        open_stream(dataclasses.replace(split, size=None))
+
+
+def test_a_batch_is_not_overwritten_while_it_is_the_current_one(split, monkeypatch):
+    prefetch, micro, filled = 3, 2, threading.Semaphore(0)
+    sample = Split.sample
+
+    def counted(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        sample(self, number, image, mask)
+        filled.release()
+
+    monkeypatch.setattr(Split, "sample", counted)
+    with open_stream(split, global_size=micro, micro=micro, prefetch=prefetch) as stream:
+        batches = stream.in_order()
+        for step in range(stream.steps_per_epoch - prefetch - 1):
+            batch = next(batches)
+            for _ in range(micro * (prefetch + 1 if step == 0 else 1)):  # until all that is ahead has been read
+                assert filled.acquire(timeout=20)
+            assert batch.numbers.tolist() == [2 * step, 2 * step + 1]
+            for place, number in enumerate(batch.numbers):
+                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(number)).all()
+
+
+def test_what_a_slot_held_is_not_overwritten_by_the_next_pass(split):
+    with open_stream(split, prefetch=2) as stream:
+        *_, last = stream.epoch()
+        held = [split.image(number) for number in last.numbers[last.valid]]
+        second = stream.epoch()  # nothing is read before it is asked for
+        assert (last.images[last.valid].permute(0, 2, 3, 1).numpy() == held).all()
+        first = next(second)
+        for place in np.flatnonzero(first.valid):
+            assert (first.images[place].permute(1, 2, 0).numpy() == split.image(first.numbers[place])).all()
+
+
+def test_slots_serve_every_pass(split):
+    with open_stream(split, prefetch=2) as stream:
+        memory = [{batch.images.data_ptr() for batch in stream.epoch()} for _ in range(3)]
+        assert memory[0] == memory[1] == memory[2]
+        assert len(memory[0]) == 3
+        stream.plan = dataclasses.replace(stream.plan, micro_size=1)
+        assert {len(batch.images) for batch in stream.epoch()} == {1}
+
+
+def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(split, monkeypatch):
+    """The pass that follows decodes into the same memory: a worker that is late would spoil it."""
+    begun, going, sample = threading.Event(), threading.Event(), Split.sample
+
+    def late(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        if number == 2 and not begun.is_set():
+            begun.set()
+            assert going.wait(20)
+        sample(self, number, image, mask)
+
+    monkeypatch.setattr(Split, "sample", late)
+    with open_stream(split, workers=2, prefetch=1) as stream:
+        passed = stream.in_order()
+        next(passed)
+        assert begun.wait(20)
+        threading.Timer(0.2, going.set).start()
+        passed.close()
+        assert going.is_set()
+        for batch in stream.in_order():
+            for place in np.flatnonzero(batch.valid):
+                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.numbers[place])).all()
+
+
+def test_another_window_in_the_middle_of_a_run_is_refused(split):
+    with open_stream(split) as stream:
+        state = stream.state_dict()
+    with open_stream(split, window=2) as other, pytest.raises(CheckpointError, match="None, this run has 2"):
+        other.load_state_dict(state)
+
+
+def decoded(sample: dict[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
+    return sample["__key__"], codecs.decode_image(sample["jpg"]), codecs.decode_mask(sample["mask.png"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(split, world, workers):
+    plan = BatchPlan(global_size=6, micro_size=3, world_size=world)
+    for rank in range(world):
+        source = PlannedSource(split, plan, rank, seed=5, epoch=1)
+        pipeline = DataPipeline(source, filters.map(decoded), filters.batched(3))
+        batches = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))  # pyright: ignore[reportArgumentType]
+        with open_stream(split, world, rank, micro=3) as stream:
+            stream.epoch_number = 1
+            for batch in stream.epoch():
+                if not batch.valid.any():
+                    continue
+                keys, images, masks = next(batches)
+                assert keys == [split.key(number) for number in batch.numbers[batch.valid]]
+                assert (np.asarray(images) == batch.images[batch.valid].permute(0, 2, 3, 1).numpy()).all()
+                assert (np.asarray(masks) == batch.masks[batch.valid][:, 0].numpy()).all()
+        assert next(batches, None) is None
+
+
+def test_a_planned_sample_is_what_webdataset_reads_from_the_tar(split):
+    plan = BatchPlan(global_size=1, micro_size=1, world_size=1)
+    ours = {sample["__key__"]: sample for sample in PlannedSource(split, plan, 0)}
+    count = 0
+    for name in split.shards:
+        with (split.root / name).open("rb") as stream:
+            url = f"{split.root}/{name}"
+            for theirs in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                assert ours[theirs["__key__"]] == {name: theirs[name] for name in theirs if name != "__local_path__"}
+                count += 1
+    assert count == len(ours) == len(split)

@@ -1,0 +1,36 @@
+"""The gradient of a step in one flat tensor."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from isicdist.distributed.gradients import Gradients
+
+
+def test_gradients_add_up_over_micro_batches_and_are_forgotten_after_the_step():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 1, 1))
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    images = torch.randn((4, 2, 5, 5), generator=torch.Generator().manual_seed(0))
+    expected = torch.autograd.grad(model(images).sum(), list(model.parameters()))
+    gradients = Gradients(model.parameters(), Accelerator(cpu=True))
+    for _ in range(2):  # the second step knows nothing of the first
+        for part in images.split(2):
+            loss = model(part).sum()
+            loss.backward()
+            gradients.add_loss(loss)
+        torch.testing.assert_close(gradients.reduce(), model(images).sum().detach())
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, gradient)
+        gradients.zero()
+        assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_loss_that_is_returned_outlives_the_step():
+    model = nn.Linear(1, 1)
+    gradients = Gradients(model.parameters(), Accelerator(cpu=True))
+    gradients.add_loss(torch.tensor(2.0))
+    loss = gradients.reduce()
+    gradients.zero()
+    assert loss == 2

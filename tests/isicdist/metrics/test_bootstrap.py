@@ -1,0 +1,53 @@
+"""The bootstrap interval: against a resample at a time, against theory, and the same every time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from isicdist.metrics.bootstrap import NAMES, RESAMPLES, bootstrap_intervals
+from isicdist.metrics.dice import DiceSummary, per_image_scores
+
+DIGEST = "5c89b6f2" * 8
+
+
+def rows_of(n: int) -> np.ndarray:
+    generator = np.random.default_rng(1)
+    tp, fp, fn = generator.integers(300, 900, n), generator.integers(0, 200, n), generator.integers(0, 200, n)
+    return np.stack([np.arange(n), tp, fp, fn], axis=1)
+
+
+def test_it_is_the_percentiles_of_the_scores_of_resampled_images():
+    rows = rows_of(9)
+    rows[4, 1:] = 0  # empty, and rightly so: scores 1
+    generator = np.random.default_rng(int(DIGEST, 16))
+    resampled = [DiceSummary.of(rows[generator.integers(9, size=9)]) for _ in range(RESAMPLES)]
+    for name, (low, high) in bootstrap_intervals(rows, DIGEST).items():
+        values = np.sort([getattr(summary, name) for summary in resampled])
+        assert values[49] - 1e-12 <= low <= values[50] + 1e-12
+        assert values[1949] - 1e-12 <= high <= values[1950] + 1e-12
+
+
+def test_many_images_come_close_to_the_normal_interval():
+    rows = rows_of(400)
+    dice, _ = per_image_scores(rows)
+    low, high = bootstrap_intervals(rows, DIGEST)["mean_dice"]
+    width = 2 * 1.96 * dice.std() / math.sqrt(len(rows))
+    assert high - low == pytest.approx(width, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(dice.mean(), abs=width / 10)
+
+
+def test_it_is_the_same_every_time_and_another_for_other_data():
+    rows = rows_of(30)
+    assert bootstrap_intervals(rows, DIGEST) == bootstrap_intervals(rows.copy(), DIGEST)
+    assert bootstrap_intervals(rows, DIGEST) != bootstrap_intervals(rows, DIGEST[::-1])
+
+
+def test_one_image_or_only_empty_ones_leave_no_doubt():
+    summary = DiceSummary.of(rows_of(1))
+    one = bootstrap_intervals(summary.rows, DIGEST)
+    assert one == {name: (getattr(summary, name),) * 2 for name in NAMES}
+    empty = np.array([[0, 0, 0, 0], [1, 0, 0, 0]])
+    assert set(bootstrap_intervals(empty, DIGEST).values()) == {(1.0, 1.0)}

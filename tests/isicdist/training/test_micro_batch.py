@@ -1,0 +1,79 @@
+"""Micro batches as large as fit."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from isicdist.data.order import BatchPlan
+from isicdist.errors import TrainingError
+from isicdist.training.micro_batch import CPU_PIXELS, OomGuard, initial_micro_size
+
+PLAN = BatchPlan(global_size=32, micro_size=8, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("share", "side", "device", "size"),
+    [(16, 128, "cpu", 16), (256, 128, "cpu", 64), (16, 512, "cpu", 4), (16, 4096, "cpu", 1), (256, 512, "cuda", 256)],
+)
+def test_auto_begins_with_the_whole_share_or_what_a_cpu_can_take(share, side, device, size):
+    assert initial_micro_size(share, side, torch.device(device)) == size
+    assert device == "cuda" or size == 1 or size * side**2 <= CPU_PIXELS
+
+
+def test_out_of_memory_is_noticed_and_other_errors_pass():
+    memory = OomGuard()
+    with memory:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert memory.exhausted
+    memory = OomGuard()
+    with pytest.raises(RuntimeError, match="shapes"), memory:
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(KeyboardInterrupt), memory:
+        raise KeyboardInterrupt
+    assert not memory.exhausted
+
+
+def test_an_allocation_that_really_fails_is_noticed():
+    memory = OomGuard()
+    with memory:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert memory.exhausted
+
+
+def test_half_the_size_is_twice_the_accumulation():
+    memory = OomGuard()
+    memory.exhausted = True
+    plan = memory.cut(PLAN, "auto")
+    assert not memory.exhausted
+    assert (plan.micro_size, plan.accumulation_steps, plan.global_size) == (4, 2 * PLAN.accumulation_steps, 32)
+
+
+def test_what_cannot_be_cut_is_said_in_one_line():
+    with pytest.raises(TrainingError, match=r"out of memory with 8 samples at once.*micro-size auto"):
+        OomGuard().cut(PLAN, 8)
+    with pytest.raises(TrainingError, match="out of memory with 1 sample at once"):
+        OomGuard().cut(BatchPlan(global_size=2, micro_size=1, world_size=2), "auto")
+
+
+FAULTS = """
+import resource, torch
+from isicdist.distributed.launch import disable_malloc_trim
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(2**22) for _ in range(4)]  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = faults()
+disable_malloc_trim()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_what_a_step_frees_is_there_for_the_next_one(python):
+    given_back, kept = map(int, python("-c", FAULTS).stdout.split())
+    assert kept < given_back / 10

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UsageError
+from shards.planning.split import parse_fractions, read_groups, shuffled, split_of
+
+FRACTIONS = parse_fractions("train=0.8,val=0.1,test=0.1")
+KEYS = [f"ISIC_{number:07d}" for number in range(5000)]
+
+
+def test_the_splits_have_about_their_fractions():
+    count = Counter(split_of(key, FRACTIONS, 0) for key in KEYS)
+    assert all(abs(count[name] / len(KEYS) - fraction) < 0.02 for name, fraction in FRACTIONS.items())
+
+
+def test_the_seed_moves_groups_and_nothing_else_does():
+    splits = [split_of(key, FRACTIONS, 0) for key in KEYS]
+    assert splits == [split_of(key, dict(FRACTIONS), 0) for key in KEYS]
+    assert splits != [split_of(key, FRACTIONS, 1) for key in KEYS]
+
+
+def test_the_order_does_not_depend_on_the_order_given_and_survives_growth():
+    order = shuffled(KEYS[:1000], 0)
+    assert order == shuffled(reversed(KEYS[:1000]), 0)
+    assert order != sorted(order)
+    members = set(order)
+    assert [key for key in shuffled(KEYS, 0) if key in members] == order
+
+
+@pytest.mark.parametrize("text", ["train=0.8", "train=0.8,val=x", "train=0.5,train=0.5", "a b=1", "", "train=2,val=-1"])
+def test_fractions_that_make_no_sense_are_refused(text: str):
+    with pytest.raises(UsageError, match="--split"):
+        parse_fractions(text)
+
+
+def test_groups_are_read_by_the_known_id_column(tmp_path: Path):
+    table = tmp_path / "metadata.csv"
+    table.write_text("lesion_id,isic_id\nIL_1,A\nIL_1,B\nIL_2,C\n,D\n")
+    assert read_groups(f"{table}:lesion_id", "ABDE") == {"A": "IL_1", "B": "IL_1"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [("no.csv:lesion_id", "no such file"), ("lesion_id", "FILE.csv:COLUMN"), ("{}:x", "no column"), ("{}:id", "none")],
+)
+def test_groups_that_cannot_be_read_say_why(tmp_path: Path, spec: str, words: str):
+    table = tmp_path / "metadata.csv"
+    table.write_text("image,id\nA,1\n")
+    with pytest.raises(UsageError, match=words):
+        read_groups(spec.format(table), ["Z"])

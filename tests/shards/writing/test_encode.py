@@ -1,0 +1,194 @@
+"""--size original: bytes are copied where nothing about a pair is odd; what is odd is decoded, and judged as ever."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import codecs, format
+from shards.build import build
+from shards.console import print_build, print_info
+from shards.errors import ToolkitError
+from shards.inputs.headers import HEAD, TAIL
+from shards.inputs.match import BadInputError
+from shards.planning.plan import BuildOptions
+from shards.reader import ShardSet
+from shards.verify import verify
+from tests.shards.conftest import disc, write_pair
+
+WHOLE = BuildOptions(size=None, split="train=0.5,val=0.5", samples_per_shard=9)
+ODD = "ISIC_0000003"
+
+
+@pytest.fixture
+def folder(pictures: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pictures, tmp_path / "in"))
+
+
+def packed(folder: Path, options: BuildOptions = WHOLE, workers: int = 1) -> ShardSet:
+    out = folder.parent / f"set-{workers}"
+    print_build(build(str(folder), str(folder), out, options, workers=workers))
+    return ShardSet.open(out)
+
+
+def test_every_byte_of_image_and_mask_is_the_sources(folder: Path, capsys: pytest.CaptureFixture[str]):
+    shard_set = packed(folder)
+    assert "40 samples are flagged copied\nnothing copied was decoded: only equal bytes" in capsys.readouterr().out
+    for name in ("train", "val"):
+        split = shard_set.split(name)
+        assert set(split.table["foreground"]) == {format.UNCOUNTED}
+        for number in range(len(split)):
+            jpeg, png = folder / f"{split.key(number)}.jpg", folder / f"{split.key(number)}_segmentation.png"
+            assert split.read(number, format.IMAGE) == jpeg.read_bytes()
+            assert split.read(number, format.MASK) == png.read_bytes()
+            assert split.read(number, format.ORIGINAL) == (png.read_bytes() if name == "val" else b"")
+            np.testing.assert_array_equal(split.mask(number), np.asarray(Image.open(png)) > 128)
+            assert split.meta(number)["flags"] == ["copied"]
+    assert verify(shard_set.root, deep=True).faults == []
+    print_info(shard_set)
+    assert capsys.readouterr().out.count("not counted") == 2
+
+
+def test_any_number_of_workers_makes_the_same_bytes(folder: Path):
+    sets = [packed(folder, workers=workers).root for workers in (1, 3)]
+    one, other = ({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in sets)
+    assert one == other
+
+
+def test_a_folder_is_read_again_where_an_archive_is_spooled_to_the_same_bytes(folder: Path):
+    archive = shutil.make_archive(str(folder), "zip", folder)
+    from_folder = packed(folder).root
+    from_archive = build(archive, archive, folder.parent / "zip", WHOLE, workers=1).place
+    for shard in [*from_folder.rglob("*.tar")]:
+        assert shard.read_bytes() == (Path(from_archive) / shard.relative_to(from_folder)).read_bytes()
+
+
+def test_a_file_that_changes_before_its_shard_is_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def change(_: np.ndarray) -> list[tuple[int, int, int]]:
+        shutil.copyfile(folder / "ISIC_0000004.jpg", folder / f"{ODD}.jpg")
+        return []
+
+    monkeypatch.setattr("shards.build.near_pairs", change)
+    with pytest.raises(ToolkitError, match=rf"{ODD}.jpg or its mask has changed during the build"):
+        packed(folder)
+
+
+def turned(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / f"{ODD}.jpg").save(folder / f"{ODD}.jpg", exif=exif, quality=95)
+
+
+def palette(folder: Path) -> None:
+    picture = Image.fromarray((disc() > 0).astype(np.uint8)).convert("P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(folder / f"{ODD}_segmentation.png")
+
+
+def sixteen_bits(folder: Path) -> None:
+    Image.fromarray(disc().astype(np.uint16) * 257).save(folder / f"{ODD}_segmentation.png")
+
+
+def a_png(folder: Path) -> None:
+    Image.open(folder / f"{ODD}.jpg").save(folder / f"{ODD}.png")
+    (folder / f"{ODD}.jpg").unlink()
+
+
+def bytes_after_its_end(folder: Path) -> None:
+    with (folder / f"{ODD}.jpg").open("ab") as file:
+        file.write(b"\0\0")
+
+
+def test_an_upright_jpeg_whose_ends_do_not_tell_is_copied_too(folder: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.open(folder / f"{ODD}.jpg").save(folder / f"{ODD}.jpg", exif=exif, quality=95)
+    assert packed(folder).index["counts"]["flags"] == {"copied": 40}
+
+
+def test_images_of_equal_size_and_ends_are_duplicates_only_if_all_their_bytes_are(folder: Path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    noise.save(folder / f"{ODD}.jpg", quality=95)
+    Image.new("L", noise.size, 255).save(folder / f"{ODD}_segmentation.png")
+    jpeg = (folder / f"{ODD}.jpg").read_bytes()
+    for key in ("ISIC_9", "ISIC_8"):
+        (folder / f"{key}.jpg").write_bytes(jpeg)
+        shutil.copyfile(folder / f"{ODD}_segmentation.png", folder / f"{key}_segmentation.png")
+    middle = HEAD + (len(jpeg) - HEAD - TAIL) // 2
+    assert 0xFF not in jpeg[middle - 1 : middle + 1]  # no marker is torn
+    (folder / "ISIC_8.jpg").write_bytes(jpeg[:middle] + bytes([jpeg[middle] ^ 1]) + jpeg[middle + 1 :])
+    assert packed(folder).index["counts"]["duplicates"] == {"bytes": 1}
+
+
+@pytest.mark.parametrize("change", [turned, palette, sixteen_bits, a_png, bytes_after_its_end])
+def test_what_cannot_be_copied_is_decoded(folder: Path, change: Callable[[Path], None]):
+    change(folder)
+    shard_set = packed(folder)
+    assert shard_set.index["counts"]["flags"] == {"copied": 39}
+    (split, number), *_ = (
+        (split, number)
+        for split in map(shard_set.split, ("train", "val"))
+        for number in range(len(split))
+        if split.key(number) == ODD
+    )
+    mask = split.mask(number)
+    assert mask.shape == split.image(number).shape[:2] == ((80, 60) if change is turned else (60, 80))
+    assert mask.sum() == split.table["foreground"][number]
+    assert verify(shard_set.root, deep=True).faults == []
+
+
+def torn(folder: Path) -> None:
+    path = folder / f"{ODD}.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flipped(folder: Path) -> None:
+    path = folder / f"{ODD}_segmentation.png"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 9] ^= 1
+    path.write_bytes(data)
+
+
+def another_size(folder: Path) -> None:
+    Image.new("L", (9, 9), 255).save(folder / f"{ODD}_segmentation.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(torn, "truncated"), (flipped, "unreadable"), (another_size, "size-mismatch")]
+)
+def test_what_is_bad_has_the_reason_that_it_has_elsewhere(folder: Path, change: Callable[[Path], None], reason: str):
+    change(folder)
+    for options in (WHOLE, BuildOptions(size=32)):
+        with pytest.raises(BadInputError) as caught:
+            packed(folder, options)
+        assert {row.reason for row in caught.value.rejected} == {reason, "partner"}
+
+
+def test_equal_bytes_stay_in_one_split_and_near_ones_are_not_looked_for(folder: Path, tmp_path: Path):
+    write_pair(folder, "ISIC_9", seed=900)
+    for end in (".jpg", "_segmentation.png"):
+        shutil.copyfile(folder / f"ISIC_9{end}", folder / f"ISIC_8{end}")
+    Image.open(folder / "ISIC_9.jpg").save(folder / "ISIC_7.jpg", quality=90)
+    shutil.copyfile(folder / "ISIC_9_segmentation.png", folder / "ISIC_7_segmentation.png")
+    shard_set = packed(folder)
+    assert shard_set.index["counts"]["duplicates"] == {"bytes": 1}
+    keys = [set(shard_set.split(name).table["key"].tolist()) for name in ("train", "val")]
+    assert any({b"ISIC_8", b"ISIC_9"} <= part for part in keys)
+
+
+def test_a_deep_check_finds_a_copied_mask_of_zeros_and_ones(folder: Path):
+    Image.fromarray((disc() > 0).view(np.uint8)).save(folder / f"{ODD}_segmentation.png")
+    (fault,) = verify(packed(folder).root, deep=True).faults
+    assert fault.endswith(f"{ODD}: its mask has values, but none above 128")
+
+
+def test_a_mask_of_8_bits_is_lesion_above_128():
+    grey, file = np.array([[0, 1, 128, 129, 255]], np.uint8), io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    assert codecs.decode_mask(file.getvalue()).tolist() == [[0, 0, 0, 1, 1]]
