@@ -70,7 +70,7 @@ def score(
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
         for batch in stream.in_order():
             probs = predictor(batch.images)
-            numbers, valid = torch.from_numpy(batch.numbers), torch.from_numpy(batch.valid)
+            numbers, valid = torch.from_numpy(batch.indices), torch.from_numpy(batch.valid)
             for counter in (reduction, *beside):
                 counter.update(probs, batch.masks, numbers, valid)
             if progress and task is not None:

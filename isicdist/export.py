@@ -136,4 +136,4 @@ def _compare(model: Segmenter, path: Path) -> Comparison:
 def _photograph(model: Segmenter, number: int) -> np.ndarray:
     """A generated photograph as the model sees it, (3, H, W) uint8."""
     pixels, _ = synthetic.photograph(0, number)
-    return model.fit(*pixels.shape[:2]).image(Image.fromarray(pixels)).transpose(2, 0, 1)
+    return model.fit(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)

@@ -157,8 +157,8 @@ def _load(file: File, sources: list[Source], views: list[View]) -> PreparedImage
             raise BadPairError(file, "too-small", detail)
     except BadPairError as error:
         return Rejected(error.file.name, error.reason, error.detail)
-    fits = {(kind, side): ResizePlan.plan(kind, height, width, side) for kind, side in views}
-    return PreparedImage(file=file, fits=fits, images={view: fit.image(picture) for view, fit in fits.items()})
+    fits = {(kind, side): ResizePlan.of(kind, height, width, side) for kind, side in views}
+    return PreparedImage(file=file, fits=fits, images={view: fit.resize_image(picture) for view, fit in fits.items()})
 
 
 def _threads() -> int:

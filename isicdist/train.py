@@ -106,10 +106,10 @@ def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
         """Forward and backward of one micro batch. What it made goes when it ends, also when memory has run out."""
         images, masks = to_unit(batch.images), batch.masks
         if config.augment.enabled:
-            keys = random_keys(config.seed, epoch, batch.numbers, Purpose.AUGMENT)
+            keys = random_keys(config.seed, epoch, batch.indices, Purpose.AUGMENT)
             side = training_side(images.shape[-1], small=step < config.augment.progressive_resize_fraction * total)
             images, masks = augment(images, masks, keys, config.augment, side)
-        keys = torch.from_numpy(random_keys(config.seed, step, batch.numbers, Purpose.DROPOUT))
+        keys = torch.from_numpy(random_keys(config.seed, step, batch.indices, Purpose.DROPOUT))
         valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
         logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
@@ -257,7 +257,7 @@ def check_set(split: Split, world_size: int) -> None:
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
     if split.size is not None and split.size % SIZE_DIVISOR:
         raise UsageError(
-            f"{split.place}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR}; "
+            f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR}; "
             f"build with --size {max(SIZE_DIVISOR, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
         )
 

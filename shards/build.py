@@ -58,7 +58,7 @@ Report = Callable[[int, int, str], None]
 class BuildResult:
     """A complete shard set."""
 
-    place: str
+    location: str
     """The path or URL where it lies."""
     index: dict[str, Any]
     already: bool
@@ -102,10 +102,10 @@ def build(
             check_groups(given, groups)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
         if target.exists(format.INDEX_NAME):
-            index = format.parse_index(read(target, format.INDEX_NAME), f"{target.place}/{format.INDEX_NAME}")
+            index = format.parse_index(read(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
             _refuse_other(target, index["built"], built)
             target.clear(WORK)  # of a build that was killed just before its end
-            return BuildResult(place=target.place, index=index, already=True)
+            return BuildResult(location=target.location, index=index, already=True)
         identity = {**built, "times": digest_of_files(files, with_times=True)}
         job = Job(target=target, sources=sources, options=options, identity=identity)
         with connected(scheduler) if scheduler else nullcontext() as cluster, _begun(target, identity):
@@ -115,7 +115,7 @@ def build(
         for source in sources:
             source.close()
     target.clear(WORK)
-    return BuildResult(place=target.place, index=index, already=False)
+    return BuildResult(location=target.location, index=index, already=False)
 
 
 def _build(
@@ -161,7 +161,7 @@ def _refuse_other(target: Target, there: dict[str, Any], wanted: dict[str, Any])
     opaque = {"inputs": "the input files", "times": "the input files' times of change"}
     told = [opaque.get(name) or f"{name} ({there.get(name)} there, {wanted.get(name)} here)" for name in names]
     raise UsageError(
-        f"{target.place}: holds another build; it differs in {', '.join(told)}; give another --out or remove it"
+        f"{target.location}: holds another build; it differs in {', '.join(told)}; give another --out or remove it"
     )
 
 
@@ -177,7 +177,7 @@ def _begun(target: Target, identity: dict[str, Any]) -> Iterator[None]:
         elif target.has_foreign_files():
             target.clear(WORK)
             raise UsageError(
-                f"{target.place}: holds files that are no shard set; give a new or an empty folder for --out"
+                f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
             )
         publish(target, PLAN, format.canonical_json(identity))
         try:

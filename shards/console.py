@@ -107,24 +107,24 @@ def print_build(result: BuildResult) -> None:
     counts, splits = result.index["counts"], result.index["splits"]
     parts = ", ".join(f"{name} {splits[name]['samples']}" for name in in_order(splits))
     if result.already:
-        print(f"{result.place}: already complete ({parts}); nothing to do")
+        print(f"{result.location}: already complete ({parts}); nothing to do")
         return
     print(
-        f"{result.place}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
+        f"{result.location}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
         f"{counts['rejected']} rejected, {counts['ignored']} ignored"
     )
     if counts["rejected"]:
-        print(f"what was left out is listed in {result.place}/{format.REJECTED_NAME}")
+        print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
     for flag, number in counts["flags"].items():
         print(f"{number} samples are flagged {flag}")
     if format.COPIED in counts["flags"]:
         print(
             "nothing copied was decoded: only equal bytes count as duplicates, and odd masks were not looked for; "
-            f"isic-shards verify --deep {result.place} decodes every pair"
+            f"isic-shards verify --deep {result.location} decodes every pair"
         )
     if counts["duplicates"]:
         what = _duplicates(counts)
-        print(f"duplicates by what is the same: {what}; listed in {result.place}/{format.DUPLICATES_NAME}")
+        print(f"duplicates by what is the same: {what}; listed in {result.location}/{format.DUPLICATES_NAME}")
 
 
 def print_info(shard_set: ShardSet) -> None:
@@ -133,7 +133,7 @@ def print_info(shard_set: ShardSet) -> None:
     from rich.text import Text
 
     index, console = shard_set.index, _console()
-    table = Table("split", title=shard_set.place)
+    table = Table("split", title=shard_set.location)
     for name in ("shards", "samples", "MB", "original size", "lesion area"):
         table.add_column(name, justify="right")
     for name in in_order(index["splits"]):

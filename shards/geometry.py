@@ -24,7 +24,7 @@ Box = tuple[int, int, int, int]
 class ResizePlan:
     """Where the pixels of one original came to lie."""
 
-    kind: str
+    mode: str
     """stretch, pad, crop, or original (nothing was done)."""
     original: tuple[int, int]
     """(height, width) of the original in pixels."""
@@ -36,31 +36,31 @@ class ResizePlan:
     """The part of the fitted image that it fills."""
 
     @classmethod
-    def plan(cls, kind: str, height: int, width: int, side: int | None) -> Self:
+    def of(cls, mode: str, height: int, width: int, side: int | None) -> Self:
         """The fit of an original of `height` × `width` into a square of `side` pixels (None: left as it is)."""
         whole = (0, 0, width, height)
         if side is None:
             size = (height, width)
-            return cls(kind="original", original=size, size=size, source=whole, target=whole)
+            return cls(mode="original", original=size, size=size, source=whole, target=whole)
         source, target = whole, (0, 0, side, side)
-        if kind == "pad":
+        if mode == "pad":
             scale = side / max(height, width)
             w, h = max(1, round(width * scale)), max(1, round(height * scale))
             left, top = (side - w) // 2, (side - h) // 2
             target = (left, top, left + w, top + h)
-        elif kind == "crop":
+        elif mode == "crop":
             edge = min(height, width)
             left, top = (width - edge) // 2, (height - edge) // 2
             source = (left, top, left + edge, top + edge)
-        elif kind != "stretch":
-            raise ValueError(f"fit {kind!r} is none of {', '.join(RESIZE_MODES)}")
-        return cls(kind=kind, original=(height, width), size=(side, side), source=source, target=target)
+        elif mode != "stretch":
+            raise ValueError(f"fit {mode!r} is none of {', '.join(RESIZE_MODES)}")
+        return cls(mode=mode, original=(height, width), size=(side, side), source=source, target=target)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """The fit that `to_json` described."""
         return cls(
-            kind=value["kind"],
+            mode=value["kind"],
             original=tuple(value["original"]),
             size=tuple(value["size"]),
             source=tuple(value["source"]),
@@ -70,21 +70,21 @@ class ResizePlan:
     def to_json(self) -> dict[str, Any]:
         """As plain lists, for a sample's JSON."""
         return {
-            "kind": self.kind,
+            "kind": self.mode,
             "original": list(self.original),
             "size": list(self.size),
             "source": list(self.source),
             "target": list(self.target),
         }
 
-    def image(self, picture: Image.Image) -> np.ndarray:
+    def resize_image(self, picture: Image.Image) -> np.ndarray:
         """The fitted image (H, W, 3) uint8 of an original RGB picture; antialiased, black beside it.
 
         The picture may be the original at a scale of some eighths, as a JPEG decoder can give it.
         """
-        return self.place(np.asarray(self.shown(picture)))
+        return self.pad_to_square(np.asarray(self.resize_content(picture)))
 
-    def mask(self, mask: np.ndarray | Image.Image) -> np.ndarray:
+    def resize_mask(self, mask: np.ndarray | Image.Image) -> np.ndarray:
         """The fitted mask (H, W) uint8 0/1: foreground where half of the area is.
 
         `mask` is the original one: an array of 0 and 1, or a grey picture of 0 and 255.
@@ -92,10 +92,10 @@ class ResizePlan:
         if isinstance(mask, np.ndarray):
             mask = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
         area = self._resized(mask, Image.Resampling.BOX, self.source, self.target)
-        return self.place((np.asarray(area) > 127).view(np.uint8))
+        return self.pad_to_square((np.asarray(area) > 127).view(np.uint8))
 
-    def shown(self, picture: Image.Image) -> Image.Image:
-        """The part of an original RGB picture that is shown, at the size at which it is; as `image` takes it."""
+    def resize_content(self, picture: Image.Image) -> Image.Image:
+        """The part of an original RGB picture that is shown, at the size at which it is; as `resize_image` takes it."""
         # The last row and column of a scaled picture may stand for a part of a pixel: its size is rounded up.
         scale = round(8 * max(picture.size) / max(self.original)) / 8
         left, top, right, bottom = self.source
@@ -103,7 +103,7 @@ class ResizePlan:
         # Not a box: that takes or leaves whole pixels, and what a scaled picture gave would be further from the full.
         return self._resized(picture, Image.Resampling.BILINEAR, source, self.target)
 
-    def place(self, content: np.ndarray) -> np.ndarray:
+    def pad_to_square(self, content: np.ndarray) -> np.ndarray:
         """What is shown, (h, w) or (h, w, C) uint8, on the square (H, W); 0 beside it."""
         left, top, right, bottom = self.target
         if (bottom - top, right - left) == self.size:

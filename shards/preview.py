@@ -51,9 +51,9 @@ def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
 
 def tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:
     """A picture of an image (H, W, 3) with its mask (H, W) outlined, in its own shape on a square."""
-    fit = ResizePlan.plan("pad", mask.shape[0], mask.shape[1], TILE)
-    pixels = fit.image(Image.fromarray(image)).copy()
-    pixels[outline(fit.mask(mask))] = OUTLINE
+    fit = ResizePlan.of("pad", mask.shape[0], mask.shape[1], TILE)
+    pixels = fit.resize_image(Image.fromarray(image)).copy()
+    pixels[outline(fit.resize_mask(mask))] = OUTLINE
     return Image.fromarray(pixels)
 
 

@@ -50,9 +50,9 @@ class Split:
         return len(self.table)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The folder or URL of the set, for messages."""
-        return self.copies.remote.place if self.copies else str(self.root)
+        return self.copies.remote.location if self.copies else str(self.root)
 
     @cached_property
     def shards(self) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ class Split:
         except FileNotFoundError as error:
             raise CorruptShardError(f"{self.root / entry['name']}: the shard is missing; copy it again") from error
 
-    def follow(self, order: np.ndarray) -> Callable[[int], None]:
+    def start_pass(self, order: np.ndarray) -> Callable[[int], None]:
         """Announce a pass over the samples, all ranks together, in `order`: sample numbers, int64 (n,).
 
         Call what is returned with a place in `order` when the pass begins there, and whenever all before it is read.
@@ -208,14 +208,14 @@ class ShardSet:
         from shards.remote.folder import RemoteFolder
 
         remote = RemoteFolder(url)
-        index = format.parse_index(remote.read(format.INDEX_NAME), f"{remote.place}/{format.INDEX_NAME}")
+        index = format.parse_index(remote.read(format.INDEX_NAME), f"{remote.location}/{format.INDEX_NAME}")
         copies = Copies(remote, cache or NodeCache(), index["digest"])
         return cls(copies.root, index, copies)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The folder or URL of the set, for messages."""
-        return self.copies.remote.place if self.copies else str(self.root)
+        return self.copies.remote.location if self.copies else str(self.root)
 
     @property
     def digest(self) -> str:
@@ -231,7 +231,7 @@ class ShardSet:
         """One split, its table checked. Raises UsageError for a name the set does not have."""
         splits = self.index["splits"]
         if name not in splits:
-            raise UsageError(f"{self.place}: no split {name!r}; it has {', '.join(sorted(splits))}")
+            raise UsageError(f"{self.location}: no split {name!r}; it has {', '.join(sorted(splits))}")
         entry = splits[name]
         table = np.load(io.BytesIO(self._table(entry["table"])), allow_pickle=False)
         return Split(self.root, name, self.digest, table, tuple(entry["shards"]), self.size, self.copies)

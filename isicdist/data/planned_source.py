@@ -37,7 +37,7 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         batches = ((step, numbers) for step in steps for numbers in rank_slice(order, step, self.plan, self.rank))
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        reached = self.split.follow(order)
+        reached = self.split.start_pass(order)
         try:
             for step, numbers in itertools.islice(batches, first, None, every):
                 reached(step * self.plan.global_size)

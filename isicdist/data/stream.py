@@ -32,7 +32,7 @@ class Batch:
     """uint8 (B, 3, H, W) on the device; zeros in masked places."""
     masks: Tensor
     """uint8 (B, 1, H, W) on the device, 1 where the lesion is."""
-    numbers: np.ndarray
+    indices: np.ndarray
     """Sample numbers, int64 (B,) on the host; -1 in masked places."""
     last: bool
     """Whether this is the rank's last micro batch of the step."""
@@ -42,7 +42,7 @@ class Batch:
     @property
     def valid(self) -> np.ndarray:
         """Which places hold a sample, bool (B,) on the host."""
-        return self.numbers != MASKED
+        return self.indices != MASKED
 
 
 Decode = Callable[[int, np.ndarray, np.ndarray], None]
@@ -105,7 +105,7 @@ class Stream:
         `decoded`: where samples of `split` are kept as they are once they have been decoded.
         """
         if split.size is None:
-            raise UsageError(f"{split.place}: its images differ in size; build a set for training with --size N")
+            raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
         self.split, self.plan, self.rank = split, plan, rank
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.device = torch.device(device)
@@ -176,7 +176,7 @@ class Stream:
             for step in range(first, self.steps_per_epoch)
             for micro, numbers in enumerate(rank_slice(order, step, self.plan, self.rank), start=1)
         )
-        reached = self.split.follow(order)
+        reached = self.split.start_pass(order)
         reached(first * self.plan.global_size)
         slots = self._take_slots()
         free, ahead = deque(slots), deque[tuple[_Slot, int, int, np.ndarray, list[Future[None]]]]()
@@ -197,7 +197,7 @@ class Stream:
                 yield Batch(
                     images=images,
                     masks=masks,
-                    numbers=numbers,
+                    indices=numbers,
                     last=micro == self.plan.accumulation_steps,
                     step_samples=self.plan.samples_in_step(len(order), step),
                 )

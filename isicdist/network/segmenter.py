@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
     def fit(self, height: int, width: int) -> ResizePlan:
         """How a picture of `height` × `width` pixels is brought to the square that the network was trained with."""
         kind, side = self.view
-        return ResizePlan.plan(kind, height, width, side)
+        return ResizePlan.of(kind, height, width, side)
 
     def forward(self, images: Tensor, tta: Tta = "off") -> Tensor:
         """Lesion probabilities (B, 1, H, W) float32 in [0, 1] of RGB images (B, 3, H, W) uint8, 0 to 255.
@@ -73,7 +73,7 @@ def load_model(path: str | Path) -> Segmenter:
         model = isicdist.load_model("RUN")
         picture = Image.open("photograph.jpg").convert("RGB")
         fit = model.fit(picture.height, picture.width)
-        images = torch.tensor(fit.image(picture)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+        images = torch.tensor(fit.resize_image(picture)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         probs = fit.restore(model(images)[0, 0].numpy())  # at the picture's own resolution
         mask = probs > model.threshold
     """

@@ -87,7 +87,7 @@ class Decoded:
 
 
 def load(pair: Pair, sources: list[Source], kind: str, side: int | None) -> Decoded:
-    """Read, decode and check a pair, to be fitted as `ResizePlan.plan` says with `kind` and `side`.
+    """Read, decode and check a pair, to be fitted as `ResizePlan.of` says with `kind` and `side`.
 
     A JPEG is decoded at a reduced scale where that is enough for the fit, or where its bytes can be copied (which
     reads every byte of it all the same). Raises BadPairError.
@@ -103,7 +103,7 @@ def load(pair: Pair, sources: list[Source], kind: str, side: int | None) -> Deco
     mask_turn = _turn_of_mask(pair, picture, mask_picture, turn, own_turn)
     rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
     width, height = picture.size[::-1] if turn >= 5 else picture.size
-    fit = ResizePlan.plan(kind, height, width, side)
+    fit = ResizePlan.of(kind, height, width, side)
     with _as_bad_pair(pair.image):
         image = _rgb_of_jpeg(data, picture, _least_size(fit) if turn == 1 else (0, 0)) if rgb_jpeg else _rgb(picture)
     if turn != 1:
@@ -137,7 +137,7 @@ def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
             upright = _orientation(picture) == 1
         if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
             return None
-    return RawPair(jpeg=jpeg, png=png, fit=ResizePlan.plan("original", size[1], size[0], None))
+    return RawPair(jpeg=jpeg, png=png, fit=ResizePlan.of("original", size[1], size[0], None))
 
 
 def probe_raw_pair(pair: Pair, images: FolderSource, sources: list[Source]) -> tuple[ResizePlan, bytes] | None:
@@ -148,7 +148,7 @@ def probe_raw_pair(pair: Pair, images: FolderSource, sources: list[Source]) -> t
     ends = _read_checked(pair.image, images.read_ends)
     size = plain_jpeg(ends)
     if size is not None and plain_png(_bytes(pair.mask, sources)) == size:
-        return ResizePlan.plan("original", size[1], size[0], None), ends
+        return ResizePlan.of("original", size[1], size[0], None), ends
     whole = read_raw_pair(pair, sources)
     return (whole.fit, ends) if whole else None
 
@@ -162,7 +162,7 @@ def load_image(file: File, sources: list[Source], kind: str, side: int | None) -
         image = _rgb(picture)
         if turn in TURNS and turn != 1:
             image = image.transpose(TURNS[turn])
-    return image, ResizePlan.plan(kind, image.height, image.width, side)
+    return image, ResizePlan.of(kind, image.height, image.width, side)
 
 
 def _bytes(file: File, sources: list[Source]) -> bytes:
@@ -214,7 +214,7 @@ def _as_bad_pair(file: File) -> Iterator[None]:
 
 def _least_size(fit: ResizePlan) -> tuple[int, int]:
     """(height, width) in pixels at which an upright JPEG is good enough; (0, 0): in full."""
-    if fit.kind == "original":
+    if fit.mode == "original":
         return LEAST_SIDE, LEAST_SIDE
     left, top, right, bottom = fit.source
     scale = max(fit.target[2] - fit.target[0], 1) / (right - left)

@@ -37,7 +37,7 @@ class Source(Protocol):
     """A place with files."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Its path or URL."""
         ...
 
@@ -58,17 +58,17 @@ class Source(Protocol):
 class FolderSource:
     """A folder with everything below it. To read a file again costs no more than to read a copy of it."""
 
-    place: str
+    location: str
 
     def files(self, source: int) -> list[File]:
         found, seen = [], set()
-        for folder, below, names in os.walk(self.place, followlinks=True, onerror=_raise):
+        for folder, below, names in os.walk(self.location, followlinks=True, onerror=_raise):
             real = os.path.realpath(folder)
             if real in seen:  # a link that leads back
                 below.clear()
                 continue
             seen.add(real)
-            inside = Path(folder).relative_to(self.place).as_posix()
+            inside = Path(folder).relative_to(self.location).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in names:
                 status = os.stat(f"{folder}/{name}")  # noqa: PTH116  pathlib takes a minute for a million pairs
@@ -78,12 +78,12 @@ class FolderSource:
 
     def read(self, name: str) -> bytes:
         # Without pathlib and a buffer, which cost a tenth of the time that it takes to copy a pair.
-        with open(f"{self.place}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+        with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             return file.read()
 
     def read_ends(self, name: str) -> bytes:
         """As `headers.ends_of` the bytes of a file, but what lies between them is not read. Raises OSError."""
-        with open(f"{self.place}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+        with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
             if size <= HEAD + TAIL:
                 return file.read()
@@ -97,7 +97,7 @@ class FolderSource:
 class ZipSource:
     """A zip archive, read in place; `place` is a path or an fsspec URL."""
 
-    place: str
+    location: str
     _open: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)
 
     def files(self, source: int) -> list[File]:
@@ -109,7 +109,7 @@ class ZipSource:
         return self._archive().read(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ZipSource, (self.place,)  # on another machine it is opened anew
+        return ZipSource, (self.location,)  # on another machine it is opened anew
 
     def _archive(self) -> zipfile.ZipFile:
         # A forked process must not share its parent's file position.
@@ -120,7 +120,7 @@ class ZipSource:
                 self._open[process] = zipfile.ZipFile(file)
             except zipfile.BadZipFile as error:
                 file.close()
-                raise SourceError(f"{self.place}: not a whole zip archive ({error}); download it again") from error
+                raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
         return self._open[process]
 
     def close(self) -> None:
@@ -132,9 +132,9 @@ class ZipSource:
                 file.close()  # it was opened here, so the archive leaves it open
 
     def _file(self) -> BinaryIO:
-        if "://" not in self.place:
-            return Path(self.place).open("rb")
-        filesystem, path = filesystem_of(self.place)
+        if "://" not in self.location:
+            return Path(self.location).open("rb")
+        filesystem, path = filesystem_of(self.location)
         return filesystem.open(path, "rb")
 
 
@@ -142,10 +142,10 @@ class ZipSource:
 class UrlSource:
     """A folder behind an fsspec URL."""
 
-    place: str
+    location: str
 
     def files(self, source: int) -> list[File]:
-        filesystem, root = filesystem_of(self.place)
+        filesystem, root = filesystem_of(self.location)
         found = filesystem.find(root, detail=True)
         files = [
             File(source, str(PurePosixPath(path).relative_to(root)), int(info["size"] or 0))
@@ -154,7 +154,7 @@ class UrlSource:
         return sorted(files, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
-        filesystem, root = filesystem_of(self.place)
+        filesystem, root = filesystem_of(self.location)
         return filesystem.cat_file(f"{root}/{name}")
 
     def close(self) -> None:
@@ -165,16 +165,16 @@ class UrlSource:
 class FileSource:
     """A single picture; `place` is a path or an fsspec URL."""
 
-    place: str
+    location: str
 
     def files(self, source: int) -> list[File]:
-        filesystem, path = filesystem_of(self.place)
+        filesystem, path = filesystem_of(self.location)
         size = int(filesystem.info(path)["size"] or 0)
-        changed = Path(self.place).stat().st_mtime_ns if "://" not in self.place else 0
+        changed = Path(self.location).stat().st_mtime_ns if "://" not in self.location else 0
         return [File(source, PurePosixPath(path).name, size, changed=changed)]
 
     def read(self, name: str) -> bytes:
-        filesystem, path = filesystem_of(self.place)
+        filesystem, path = filesystem_of(self.location)
         return filesystem.cat_file(path)
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ class Copies:
                 wrong = isinstance(error, CorruptShardError) or isinstance(error.__cause__, FileNotFoundError)
                 if wrong and self._replaced():
                     raise ShardSetError(
-                        f"{self.remote.place}: another shard set lies there than when it was opened; "
+                        f"{self.remote.location}: another shard set lies there than when it was opened; "
                         "start again with it, in a new run folder"
                     ) from error
                 raise
@@ -163,7 +163,7 @@ class Copies:
         """Whether the set that lies at the URL now is another one, as far as can be known."""
         name = format.INDEX_NAME
         try:
-            index = format.parse_index(self.remote.read(name), f"{self.remote.place}/{name}")
+            index = format.parse_index(self.remote.read(name), f"{self.remote.location}/{name}")
         except ToolkitError:
             return False
         return index["digest"] != self._digest

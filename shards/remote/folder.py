@@ -34,13 +34,13 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         """Nothing is read yet. Raises UsageError when the protocol, or what it needs installed, is not known."""
         self.url = url.rstrip("/")
-        self.place = re.sub(r"//[^/@]*@", "//", self.url)
+        self.location = re.sub(r"//[^/@]*@", "//", self.url)
         """The URL without a password: for messages."""
         try:
             self._filesystem, self._root = url_to_fs(self.url, **_options(self.url))
         except (ImportError, ValueError) as error:
             raise UsageError(
-                f"{self.place}: cannot be read ({error}); http needs: pip install 'isicdist[remote]', "
+                f"{self.location}: cannot be read ({error}); http needs: pip install 'isicdist[remote]', "
                 "s3 needs s3fs, gs needs gcsfs"
             ) from error
         self._given_up = -math.inf
@@ -92,12 +92,12 @@ class RemoteFolder:
             number, pause = number + 1, min(2 * pause, LONGEST_PAUSE)
 
     def _failure(self, name: str, error: Exception, number: int) -> ToolkitError:
-        url = f"{self.place}/{name}"
+        url = f"{self.location}/{name}"
         if isinstance(error, CorruptShardError | _CutOffError):
             return CorruptShardError(f"{url}: {error}; copy the set there again or rebuild it")
         if isinstance(error, FileNotFoundError):
             return ShardSetError(f"{url}: there is no such file; check the URL of the set")
-        why = str(error).replace(self.url, self.place) or type(error).__name__
+        why = str(error).replace(self.url, self.location) or type(error).__name__
         times = f" after {number} attempts" if number > 1 else ""
         return ShardSetError(f"{url}: not fetched, given up{times} ({why}); run the same command again later")
 

@@ -36,8 +36,8 @@ class Pass:
         needed = 2 * self._most_at_once()
         if 0 < self._limit < needed:
             raise UsageError(
-                f"stream.cache_size is {self._limit}: {copies.remote.place} needs {needed} bytes, twice what is read "
-                "at once; give that much, or a smaller stream.window"
+                f"stream.cache_size is {self._limit}: {copies.remote.location} needs {needed} bytes, twice what is "
+                "read at once; give that much, or a smaller stream.window"
             )
 
     def at(self, place: int) -> None:

@@ -73,11 +73,11 @@ def encode(
     except BadPairError as error:
         return error.rejected(pair)
     fit = decoded.fit
-    mask = fit.mask(decoded.mask)
-    jpeg = decoded.jpeg if fit.kind == "original" else None
-    shown = decoded.picture if jpeg else fit.shown(decoded.picture)
+    mask = fit.resize_mask(decoded.mask)
+    jpeg = decoded.jpeg if fit.mode == "original" else None
+    shown = decoded.picture if jpeg else fit.resize_content(decoded.picture)
     members = [
-        jpeg or codecs.encode_image(fit.place(np.asarray(shown))),
+        jpeg or codecs.encode_image(fit.pad_to_square(np.asarray(shown))),
         _meta(pair, group, fit, decoded.flags),
         codecs.encode_mask(mask),
         codecs.encode_mask(np.asarray(decoded.mask)) if original else b"",

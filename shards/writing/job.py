@@ -31,12 +31,12 @@ class Job:
         host = socket.gethostname()
         try:
             for source in self.sources:
-                open_source(source.place)
+                open_source(source.location)
             same = json.loads(read(self.target, PLAN)) == self.identity
         except (SourceError, OSError) as error:
             raise ToolkitError(f"a worker on {host} does not see what this machine does ({error})") from error
         if not same:
-            raise ToolkitError(f"a worker on {host} sees another build in {self.target.place}; share that folder")
+            raise ToolkitError(f"a worker on {host} sees another build in {self.target.location}; share that folder")
 
     def close(self) -> None:
         """Close what this process has opened."""

@@ -219,7 +219,7 @@ def _copied(pair: Pair, group: str, left: StagedSample, sources: list[Source], *
         members = None
     if members is None:
         raise ToolkitError(
-            f"{sources[pair.image.source].place}: {pair.image.name} or its mask has changed during the build or cannot "
+            f"{sources[pair.image.source].location}: {pair.image.name} or its mask has changed during the build or cannot "
             "be read any more; leave the sources as they are, and run again"
         )
     return members

@@ -30,7 +30,7 @@ class Target(Protocol):
     """A place for one set. Names are relative to it, with forward slashes."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Its path or URL."""
         ...
 
@@ -108,7 +108,7 @@ class FolderTarget:
     root: Path
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return str(self.root)
 
     @contextmanager
@@ -176,7 +176,7 @@ class FolderTarget:
 class UrlTarget:
     """A folder behind an fsspec URL. Nothing keeps a second build out of it."""
 
-    place: str
+    location: str
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -231,9 +231,9 @@ class UrlTarget:
     def _filesystem(self, done: str) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it, for something that is to be `done`: the stores' errors are many."""
         try:
-            filesystem, root = filesystem_of(self.place)
+            filesystem, root = filesystem_of(self.location)
             filesystem.invalidate_cache()  # another process may have written since
             yield filesystem, root
         except Exception as error:
             what = " ".join(str(error).split()) or type(error).__name__
-            raise ToolkitError(f"{self.place}: cannot be {done} ({what}); check the URL and your rights") from error
+            raise ToolkitError(f"{self.location}: cannot be {done} ({what}); check the URL and your rights") from error

@@ -30,7 +30,7 @@ def epochs(url: str, root: Path, number: int, **options: int) -> list[list[int]]
         plan = BatchPlan(global_size=4, micro_size=4, world_size=1)
         with Stream(split, plan, 0, window=2) as stream:
             stream.epoch_number = epoch
-            found.append([int(i) for batch in stream.epoch() for i in batch.numbers[batch.valid]])
+            found.append([int(i) for batch in stream.epoch() for i in batch.indices[batch.valid]])
     return found
 
 

@@ -266,7 +266,7 @@ def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_
         for run in runs:
             model = load_model(run)
             fit = model.fit(picture.height, picture.width)
-            batch = torch.tensor(fit.image(picture)).permute(2, 0, 1)[None]
+            batch = torch.tensor(fit.resize_image(picture)).permute(2, 0, 1)[None]
             total += fit.restore(model(batch, "d4")[0, 0].numpy())
             left, top, right, bottom = fit.source
             shown[top:bottom, left:right] += 1

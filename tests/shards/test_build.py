@@ -47,9 +47,9 @@ def test_every_pair_is_there_once_and_decodes_to_its_source(pictures: Path, shar
         for number in range(len(split)):
             key = split.key(number)
             decoded = load(expected[key], sources, "stretch", 32)
-            error = split.image(number).astype(int) - decoded.fit.image(decoded.picture)
+            error = split.image(number).astype(int) - decoded.fit.resize_image(decoded.picture)
             assert np.abs(error).mean() < 4  # 4:2:0 costs that much at 32 pixels; another image is 20 and more off
-            np.testing.assert_array_equal(split.mask(number), decoded.fit.mask(decoded.mask))
+            np.testing.assert_array_equal(split.mask(number), decoded.fit.resize_mask(decoded.mask))
             original = split.original_mask(number)
             if name == "train":
                 assert original is None

@@ -46,7 +46,7 @@ def read_epoch(split: Split, cache: DecodedCache | None, world: int = 1, rank: i
         for batch in stream.epoch():
             for place in np.flatnonzero(batch.valid):
                 image, mask = batch.images[place].contiguous().numpy(), batch.masks[place].numpy()
-                pixels[int(batch.numbers[place])] = image.tobytes() + mask.tobytes()
+                pixels[int(batch.indices[place])] = image.tobytes() + mask.tobytes()
     return pixels
 
 

@@ -41,7 +41,7 @@ def open_stream(
 def read(stream: Stream, how: str) -> list[np.ndarray]:
     """The sample numbers of every batch."""
     batches: Iterator[Batch] = getattr(stream, how)()
-    return [batch.numbers.copy() for batch in batches]
+    return [batch.indices.copy() for batch in batches]
 
 
 def real(numbers: list[np.ndarray]) -> list[int]:
@@ -98,7 +98,7 @@ def test_a_batch_is_what_the_split_holds(split):
             assert batch.images.shape == (8, 3, 64, 64)
             assert batch.masks.shape == (8, 1, 64, 64)
             for place in np.flatnonzero(batch.valid):
-                number = int(batch.numbers[place])
+                number = int(batch.indices[place])
                 assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(number)).all()
                 assert (batch.masks[place, 0].numpy() == split.mask(number)).all()
 
@@ -112,7 +112,7 @@ def test_a_short_tail_is_masked_in_memory_that_was_full_before(split):
             assert batch.step_samples == batch.valid.sum()
             if batch.step_samples < 8:
                 short = batch.step_samples
-                assert (batch.numbers[short:] == MASKED).all()
+                assert (batch.indices[short:] == MASKED).all()
                 assert not batch.images[short:].any()
                 assert not batch.masks[short:].any()
                 assert batch.images[:short].any()
@@ -133,7 +133,7 @@ def test_a_stream_goes_on_where_a_state_stood(split, steps):
         for _ in range(2):
             for batch in stream.epoch():
                 if done >= steps:
-                    rest.append(batch.numbers.copy())
+                    rest.append(batch.indices.copy())
                 done += batch.last
                 if done == steps and not state:
                     state = json.loads(json.dumps(stream.state_dict()))
@@ -175,7 +175,7 @@ def test_a_flipped_byte_ends_the_stream_and_is_named(shard_set, tmp_path):
 
     seen: list[int] = []
     with open_stream(split) as stream, pytest.raises(CorruptShardError) as caught:
-        seen.extend(number for batch in stream.in_order() for number in batch.numbers.tolist())
+        seen.extend(number for batch in stream.in_order() for number in batch.indices.tolist())
     assert shard in str(caught.value)
     assert split.key(number) in str(caught.value)
     assert seen == list(range(20))  # 20 is a multiple of the micro batch: nothing before it is lost
@@ -210,20 +210,20 @@ def test_a_batch_is_not_overwritten_while_it_is_the_current_one(split, monkeypat
             batch = next(batches)
             for _ in range(micro * (prefetch + 1 if step == 0 else 1)):  # until all that is ahead has been read
                 assert filled.acquire(timeout=20)
-            assert batch.numbers.tolist() == [2 * step, 2 * step + 1]
-            for place, number in enumerate(batch.numbers):
+            assert batch.indices.tolist() == [2 * step, 2 * step + 1]
+            for place, number in enumerate(batch.indices):
                 assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(number)).all()
 
 
 def test_what_a_slot_held_is_not_overwritten_by_the_next_pass(split):
     with open_stream(split, prefetch=2) as stream:
         *_, last = stream.epoch()
-        held = [split.image(number) for number in last.numbers[last.valid]]
+        held = [split.image(number) for number in last.indices[last.valid]]
         second = stream.epoch()  # nothing is read before it is asked for
         assert (last.images[last.valid].permute(0, 2, 3, 1).numpy() == held).all()
         first = next(second)
         for place in np.flatnonzero(first.valid):
-            assert (first.images[place].permute(1, 2, 0).numpy() == split.image(first.numbers[place])).all()
+            assert (first.images[place].permute(1, 2, 0).numpy() == split.image(first.indices[place])).all()
 
 
 def test_slots_serve_every_pass(split):
@@ -255,7 +255,7 @@ def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(sp
         assert going.is_set()
         for batch in stream.in_order():
             for place in np.flatnonzero(batch.valid):
-                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.numbers[place])).all()
+                assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.indices[place])).all()
 
 
 def test_another_window_in_the_middle_of_a_run_is_refused(split):
@@ -283,7 +283,7 @@ def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(spl
                 if not batch.valid.any():
                     continue
                 keys, images, masks = next(batches)
-                assert keys == [split.key(number) for number in batch.numbers[batch.valid]]
+                assert keys == [split.key(number) for number in batch.indices[batch.valid]]
                 assert (np.asarray(images) == batch.images[batch.valid].permute(0, 2, 3, 1).numpy()).all()
                 assert (np.asarray(masks) == batch.masks[batch.valid][:, 0].numpy()).all()
         assert next(batches, None) is None

@@ -55,7 +55,7 @@ def test_the_documented_way_from_a_picture_to_its_mask(best):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
     model = isicdist.load_model(best)
     fit = model.fit(picture.height, picture.width)
-    images = torch.tensor(fit.image(picture)).permute(2, 0, 1)[None]
+    images = torch.tensor(fit.resize_image(picture)).permute(2, 0, 1)[None]
     probs = fit.restore(model(images)[0, 0].numpy())
     assert images.shape == (1, 3, 32, 32)
     assert probs.shape == (50, 90)

@@ -172,8 +172,8 @@ def test_a_scaled_decode_is_within_the_stated_distance_of_the_full_one(folder: P
     decoded = loaded(folder, "A.jpg", side=256)
     assert decoded.picture.size == (752, 562)  # three eighths, rounded up
     with Image.open(folder / "A.jpg") as full:
-        expected = decoded.fit.image(full.convert("RGB"))
-    assert psnr(decoded.fit.image(decoded.picture), expected) > SCALED_DB
+        expected = decoded.fit.resize_image(full.convert("RGB"))
+    assert psnr(decoded.fit.resize_image(decoded.picture), expected) > SCALED_DB
 
 
 @pytest.mark.real
@@ -185,7 +185,7 @@ def test_scaled_real_photographs_are_within_the_stated_distance(real_data: Path,
         decoded = load(pair, sources, "stretch", side)
         full, fit = load_image(pair.image, sources, "stretch", side)
         if decoded.picture.size != full.size:
-            found.append(psnr(decoded.fit.image(decoded.picture), fit.image(full)))
+            found.append(psnr(decoded.fit.resize_image(decoded.picture), fit.resize_image(full)))
     assert len(found) > 3
     assert min(found) > SCALED_DB + 1
 

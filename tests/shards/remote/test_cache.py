@@ -52,7 +52,7 @@ def total(cache: NodeCache) -> int:
 def read_all(split: Split, order: np.ndarray | None = None) -> dict[str, bytes]:
     """The image of every sample by its key, in one pass."""
     order = np.arange(len(split)) if order is None else order
-    at, images = split.follow(order), {}
+    at, images = split.start_pass(order), {}
     at(0)
     for place, number in enumerate(order):
         images[split.key(int(number))] = bytes(split.read(int(number), 0))
@@ -105,7 +105,7 @@ def test_several_processes_fetch_each_shard_once(served: Served, cache: NodeCach
 
 def test_shards_are_fetched_ahead_of_the_pass(served: Served, cache: NodeCache) -> None:
     split = ShardSet.open(served.url, cache).split("train")
-    split.follow(np.arange(len(split)))(0)
+    split.start_pass(np.arange(len(split)))(0)
     until = time.monotonic() + 20
     while not all((split.root / name).exists() for name in split.shards):
         assert time.monotonic() < until
@@ -118,7 +118,7 @@ def test_the_cache_stays_under_its_limit(served: Served, tmp_path: Path, shard_s
     split, largest = ShardSet.open(served.url, cache).split("train"), 0
     assert cache.limit < sum(shards)
     for _ in range(2):
-        at = split.follow(np.arange(len(split)))
+        at = split.start_pass(np.arange(len(split)))
         for number in range(len(split)):
             split.read(number, 0)
             largest = max(largest, total(cache))
@@ -156,7 +156,7 @@ def test_a_limit_that_holds_no_window_is_refused(served: Served, tmp_path: Path)
     by_turns = np.argsort(split.table["offset"], kind="stable")  # begins with every shard before it ends with any
     needed = 2 * sum(entry["bytes"] for entry in split.entries)
     with pytest.raises(UsageError, match=f"stream.cache_size is 100000: .* needs {needed} bytes"):
-        split.follow(by_turns)
+        split.start_pass(by_turns)
 
 
 def test_a_killed_process_leaves_nothing_torn(served: Served, cache: NodeCache) -> None:

@@ -64,7 +64,7 @@ def test_any_number_of_workers_makes_the_same_bytes(folder: Path):
 def test_a_folder_is_read_again_where_an_archive_is_spooled_to_the_same_bytes(folder: Path):
     archive = shutil.make_archive(str(folder), "zip", folder)
     from_folder = packed(folder).root
-    from_archive = build(archive, archive, folder.parent / "zip", WHOLE, workers=1).place
+    from_archive = build(archive, archive, folder.parent / "zip", WHOLE, workers=1).location
     for shard in [*from_folder.rglob("*.tar")]:
         assert shard.read_bytes() == (Path(from_archive) / shard.relative_to(from_folder)).read_bytes()
 
