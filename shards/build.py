@@ -21,8 +21,8 @@ from shards import format
 from shards.errors import SourceError, UsageError
 from shards.inputs.match import BadInputError, Pair, Pairing, Rejected, pair_files
 from shards.inputs.source import find
-from shards.parallel.dask import Cluster, connected
-from shards.parallel.processes import Tick, Work, run_parallel
+from shards.parallel.dask import Cluster, connect
+from shards.parallel.processes import Advance, Work, run_parallel
 from shards.planning.duplicates import Duplicate, joined, kind_of, near_pairs
 from shards.planning.plan import (
     BuildOptions,
@@ -108,7 +108,7 @@ def build(
             return BuildResult(location=target.location, index=index, already=True)
         identity = {**built, "times": digest_of_files(files, with_times=True)}
         job = Job(target=target, sources=sources, options=options, identity=identity)
-        with connected(scheduler) if scheduler else nullcontext() as cluster, _begun(target, identity):
+        with connect(scheduler) if scheduler else nullcontext() as cluster, _begun(target, identity):
             run = _Run(job=job, workers=workers, cluster=cluster, report=report)
             index = _build(run, pairing, groups, given, built)
     finally:
@@ -272,12 +272,12 @@ class _Run:
             self.report(before + done, total, title)
 
         if self.cluster is not None:
-            return nullcontext(self.cluster.in_order(work, parts, self.job, report))
+            return nullcontext(self.cluster.map_ordered(work, parts, self.job, report))
         return run_parallel(work, parts, self.job, workers=min(self.workers, max(1, len(parts))), report=report)
 
 
-def _encode(part: Part, job: Job, tick: Tick) -> PartRecord:
-    return encode_part(job.target, part, job.sources, job.options, tick)
+def _encode(part: Part, job: Job, advance: Advance) -> PartRecord:
+    return encode_part(job.target, part, job.sources, job.options, advance)
 
 
 class _Near(NamedTuple):
@@ -290,14 +290,14 @@ class _Near(NamedTuple):
     """Whether the hashes are of bytes."""
 
 
-def _kind(near: _Near, job: Job, tick: Tick) -> str | None:
+def _kind(near: _Near, job: Job, advance: Advance) -> str | None:
     kind = kind_of(near.left, near.right, job.sources, copied=near.copied)
-    tick()
+    advance()
     return kind
 
 
-def _write(item: tuple[PlannedShard, list[str]], job: Job, tick: Tick) -> None:
+def _write(item: tuple[PlannedShard, list[str]], job: Job, advance: Advance) -> None:
     shard, parts = item
     write_shard(job.target, shard, parts, job.sources, job.options)
     for _ in shard.pairs:
-        tick()
+        advance()

@@ -1,1 +1,1 @@
-"""Run one function over many parts, on processes of this machine or on a Dask cluster."""
+"""Parallel map of one function over many parts: worker processes on this machine, or a Dask cluster."""

@@ -1,4 +1,4 @@
-"""Work in parallel processes that end with their parent, its results in the order of the parts."""
+"""Ordered parallel map over worker processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -9,44 +9,55 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from shards.errors import ToolkitError
 
-AHEAD = 8  # parts per process that are handed out before their turn; bounds what waits in memory
+LOOKAHEAD = 8  # parts per process that are submitted before their turn; bounds the results held in memory
+POLL_SECONDS = 0.2  # between two reports while a result is awaited
 
-Tick = Callable[[], None]
-"""Called after each item of a part."""
-Work = Callable[[Any, Any, Tick], Any]
-"""Called with a part, what all parts share, and a function to call after each item of the part."""
+Part = TypeVar("Part")
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+
+Advance: TypeAlias = Callable[[], None]
+"""Called by the work after each item of a part: advances the progress."""
+Work: TypeAlias = Callable[[Part, Shared, Advance], Result]
+"""Function of a part, the object that all parts share, and `Advance`."""
 
 
 @contextmanager
 def run_parallel(
-    work: Work, parts: Iterable[Any], shared: Any, *, workers: int, report: Callable[[int], None]
-) -> Iterator[Iterator[Any]]:
-    """The results of work(part, shared, tick) for each part, in order; `report` is told the number of items done.
+    work: Work[Part, Shared, Result],
+    parts: Iterable[Part],
+    shared: Shared,
+    *,
+    workers: int,
+    report: Callable[[int], None],
+) -> Generator[Iterator[Result]]:
+    """Start `workers` processes and yield the results of work(part, shared, advance), in the order of the parts.
 
-    With more than one worker the processes have started when the block begins, and they share what had been
-    imported and opened until then. `work` is a function of a module. Raises ToolkitError when a process is killed.
+    With more than one worker the processes are forked when the block begins, so they share all that is imported and
+    opened by then; with one, the work is done in this process. `work` is a module-level function; `report` is called
+    with the number of items done. Raises ToolkitError when a process is killed.
     """
     if workers == 1:
-        yield _one_by_one(work, parts, shared, report)
+        yield _run_serially(work, parts, shared, report)
         return
-    gc.freeze()  # what is here now, or every collection in a process would write to its pages, and so copy them
+    gc.freeze()  # or each collection in a worker would write to the pages of these objects, and so copy them
     context = multiprocessing.get_context("fork")
     counter = context.Value("Q", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shared, counter))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker, initargs=(shared, counter))
 
-    def submit(part: Any) -> Future[Any]:
-        return pool.submit(_in_worker, work, part)
+    def submit(part: Part) -> Future[Result]:
+        return pool.submit(_run_in_worker, work, part)
 
     try:
-        yield results_in_order(submit, parts, AHEAD * workers, lambda: report(counter.value))
+        yield results_in_order(submit, parts, LOOKAHEAD * workers, poll=lambda: report(counter.value))
     except BrokenProcessPool as error:
         raise ToolkitError(
             "a worker process was killed, perhaps for want of memory; run the same command again, "
@@ -58,67 +69,70 @@ def run_parallel(
 
 
 def results_in_order(
-    submit: Callable[[Any], Future[Any]], parts: Iterable[Any], ahead: int, beat: Callable[[], None] = lambda: None
-) -> Iterator[Any]:
-    """The results of the parts, in order; `ahead` of them are handed out at a time, the first ones at once.
+    submit: Callable[[Part], Future[Result]], parts: Iterable[Part], lookahead: int, *, poll: Callable[[], None]
+) -> Iterator[Result]:
+    """Submit the parts and return an iterator of their results, in the order of the parts.
 
-    `beat` is called now and then meanwhile.
+    `lookahead` parts are in flight at a time, the first of them at once. `poll` is called every POLL_SECONDS while a
+    result is awaited, and before each result. The parts in flight are cancelled when the iterator is closed.
     """
-    rest = iter(parts)
-    waiting = deque(submit(part) for part in itertools.islice(rest, ahead))
+    remaining = iter(parts)
+    in_flight = deque(submit(part) for part in itertools.islice(remaining, lookahead))
 
-    def results() -> Iterator[Any]:
+    def results() -> Iterator[Result]:
         try:
-            while waiting:
-                while wait([waiting[0]], timeout=0.2).not_done:
-                    beat()
-                beat()
-                future = waiting.popleft()
-                waiting.extend(submit(part) for part in itertools.islice(rest, 1))
+            while in_flight:
+                while wait([in_flight[0]], timeout=POLL_SECONDS).not_done:
+                    poll()
+                poll()
+                future = in_flight.popleft()
+                in_flight.extend(submit(part) for part in itertools.islice(remaining, 1))
                 yield future.result()
         finally:
-            for future in waiting:
+            for future in in_flight:
                 future.cancel()
 
     return results()
 
 
-def _one_by_one(work: Work, parts: Iterable[Any], shared: Any, report: Callable[[int], None]) -> Iterator[Any]:
+def _run_serially(
+    work: Work[Part, Shared, Result], parts: Iterable[Part], shared: Shared, report: Callable[[int], None]
+) -> Iterator[Result]:
     done = 0
 
-    def tick() -> None:
+    def advance() -> None:
         nonlocal done
         done += 1
         report(done)
 
     for part in parts:
-        yield work(part, shared, tick)
+        yield work(part, shared, advance)
 
 
-_worker: tuple[Any, Any] | None = None  # set once in each worker process, by the fork
+_worker: tuple[Any, Any] | None = None  # (shared, counter), set once in each worker process
 
 
-def _begin(shared: Any, counter: Any) -> None:
-    """Prepare a worker process: Ctrl-C is the parent's to handle, and the worker ends with its parent."""
+def _init_worker(shared: Any, counter: Any) -> None:
+    """Initialise a worker process: Ctrl-C is the parent's to handle, and the worker exits with its parent."""
     global _worker
     _worker = (shared, counter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _in_worker(work: Work, part: Any) -> Any:
+def _run_in_worker(work: Work[Part, Any, Result], part: Part) -> Result:
     assert _worker is not None
     shared, counter = _worker
 
-    def tick() -> None:
+    def advance() -> None:
         with counter.get_lock():
             counter.value += 1
 
-    return work(part, shared, tick)
+    return work(part, shared, advance)

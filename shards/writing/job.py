@@ -26,7 +26,7 @@ class Job:
     identity: dict[str, Any]
     """What the plan file in the target holds."""
 
-    def check_here(self) -> None:
+    def check_access(self) -> None:
         """Raise ToolkitError when this machine does not see the sources or the set that is built."""
         host = socket.gethostname()
         try:

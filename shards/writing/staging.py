@@ -29,7 +29,7 @@ from shards.inputs.decode import BadPairError
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import Source
 from shards.layout import pieces
-from shards.parallel.processes import Tick
+from shards.parallel.processes import Advance
 from shards.planning.plan import BuildOptions, Part, PlannedShard
 from shards.writing.encode import Left, Sample, copy_deferred, encode
 from shards.writing.target import WORK, Target, publish, read
@@ -113,7 +113,7 @@ def shard_record_name(shard: PlannedShard) -> str:
     return f"{WORK}/{shard.split}-{shard.number:06d}.json"
 
 
-def encode_part(target: Target, part: Part, sources: list[Source], options: BuildOptions, tick: Tick) -> PartRecord:
+def encode_part(target: Target, part: Part, sources: list[Source], options: BuildOptions, advance: Advance) -> PartRecord:
     """Decode, check and encode the pairs of a part, and leave its tar and its record in the folder of work.
 
     There is no tar where all of its pairs are left in the sources.
@@ -134,7 +134,7 @@ def encode_part(target: Target, part: Part, sources: list[Source], options: Buil
                 samples.append(_left(made))
             else:
                 rejected += made
-            tick()
+            advance()
     record = PartRecord(samples=samples, rejected=rejected)
     publish(target, part_record_name(part.name), record.to_json())
     return record

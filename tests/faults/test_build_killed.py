@@ -174,10 +174,10 @@ from shards import cli
 name = "_" + sys.argv[3]
 work = getattr(shards.build, name)
 
-def work_and_die(item, run, tick):
+def work_and_die(item, job, advance):
     if name == "_encode" and item.name == "0-000003" or name == "_write" and item[0].number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return work(item, run, tick)
+    return work(item, job, advance)
 
 work_and_die.__qualname__, work_and_die.__module__ = name, "shards.build"
 setattr(shards.build, name, work_and_die)

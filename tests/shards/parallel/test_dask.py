@@ -149,22 +149,22 @@ def test_a_machine_that_sees_other_things_says_so(tmp_path: Path):
     (tmp_path / "in").mkdir()
     job = Job(target=target, sources=[FolderSource(str(tmp_path / "in"))], options=options, identity={"seed": 0})
     with pytest.raises(ToolkitError, match=r"does not see what this machine does \(.*plan\.json"):
-        job.check_here()
+        job.check_access()
     with target.taken():
         publish(target, PLAN, b'{"seed":0}')
-        job.check_here()
+        job.check_access()
         publish(target, PLAN, b'{"seed":1}')
         with pytest.raises(ToolkitError, match="sees another build"):
-            job.check_here()
+            job.check_access()
         (tmp_path / "in").rmdir()
         with pytest.raises(ToolkitError, match="in: there is no such folder"):
-            job.check_here()
+            job.check_access()
 
 
 def test_no_scheduler_is_one_line(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(cluster, "SECONDS", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     words = ("--images", pictures, "--masks", pictures, "--out", tmp_path / "set", "--scheduler")
     for address, told in [
         ("tcp://127.0.0.1:9", "no Dask scheduler answers there"),
@@ -199,11 +199,11 @@ def test_a_cluster_without_workers_and_one_that_dies_are_one_line_and_a_rerun_co
     pictures: Path, local: dict[str, bytes], own: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "set"
-    monkeypatch.setattr(cluster, "SECONDS", 2)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
     with pytest.raises(ToolkitError, match="it has no worker; start some with: dask worker"):
         build(str(pictures), str(pictures), out, OPTIONS, scheduler=own.address)
     assert not out.exists()
-    monkeypatch.setattr(cluster, "SECONDS", 30)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 30)
     own.add_worker()
 
     def kill(done: int, total: int, title: str) -> None:
