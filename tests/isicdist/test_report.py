@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,7 +17,7 @@ from isicdist.evaluate import evaluate
 from isicdist.network import best as best_model
 from isicdist.report import report
 from isicdist.train import build_model, model_metadata
-from isicdist.training.tracking import Tracker
+from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, log_every=1, model=ModelConfig(base_channels=2))
@@ -29,13 +29,22 @@ def run(tmp_path: Path, shard_set: Path) -> Path:
     """A run of three steps, the second of which has the best model."""
     shards, config = ShardSet.open(shard_set), {**CONFIG.to_json(), "world_size": 2, "mixed_precision": "bf16"}
     best_model.save_best(tmp_path, build_model(CONFIG), model_metadata(CONFIG, shards, 2, 0.75, 110 / 256))
-    with Tracker.open(tmp_path, config, main=True, wandb_mode="disabled", console=QUIET) as tracker:
+    with Tracker.open(tmp_path, config, main=True, total_steps=3) as tracker:
         for step, dice in ((1, 0.25), (2, 0.75), (3, 0.625)):
-            loss = float("nan") if step == 1 else 1 / step  # null in the file
-            measured: dict[str, Any] = {"loss": loss, "pooled_dice": dice, "lr": 1e-3, "grad_norm": 1.0}
-            tracker.log_train(step=step, epoch=0, samples=16 * step, images_per_s=9.0, data_wait=0.1, **measured)
+            train = TrainMetrics(
+                step=step,
+                epoch=0,
+                samples=16 * step,
+                loss=math.nan if step == 1 else 1 / step,  # null in the file
+                pooled_dice=dice,
+                lr=1e-3,
+                grad_norm=1.0,
+                images_per_s=9.0,
+                data_wait=0.1,
+            )
+            tracker.log_train(train)
             scores = {"mean_dice": dice, "pooled_dice": 0.5, "mean_jaccard": 0.4, "thresholded_jaccard": 0.3}
-            tracker.log_evaluation(step=step, split="val", n=9, **scores)
+            tracker.log_evaluation(EvaluationMetrics(step=step, split="val", n=9, **scores))
     return tmp_path
 
 
@@ -83,7 +92,7 @@ def test_an_evaluation_of_an_earlier_model_is_pointed_out(run, shard_set):
 def test_a_report_of_no_run_or_an_empty_one_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a run"):
         report(tmp_path, QUIET)
-    with Tracker.open(tmp_path, {}, main=True, wandb_mode="disabled", console=QUIET):
+    with Tracker.open(tmp_path, {}, main=True, total_steps=3):
         pass
     with pytest.raises(CheckpointError, match="nothing is logged in it yet"):
         report(tmp_path, QUIET)

@@ -1,0 +1,99 @@
+"""Experiment tracking: logs a run to metrics.jsonl, the console and wandb, on the main process only.
+
+The training loop calls one `Tracker` on every rank. On the main process it passes each event to its sinks; on the
+other ranks it has none, so the loop needs no `if is_main`. metrics.jsonl is the log of record; a dashboard that
+fails is dropped with one line on the console.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from isicdist.training.tracking.console_log import ConsoleLog
+from isicdist.training.tracking.events import EvaluationMetrics, RunState, Sink, TrainMetrics
+from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile, read_metrics
+from isicdist.training.tracking.wandb_log import WandbLog, resolve_wandb_mode
+from shards.files import write_file
+
+__all__ = [
+    "CONFIG_NAME",
+    "METRICS_NAME",
+    "EvaluationMetrics",
+    "RunState",
+    "Sink",
+    "Tracker",
+    "TrainMetrics",
+    "read_metrics",
+    "resolve_wandb_mode",
+]
+
+CONFIG_NAME = "config.json"
+
+
+class Tracker:
+    """Passes the events of one run to its sinks, from `open` to `close`. Use it as a context manager."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        """Log to these sinks, in this order; they are closed in the reverse order."""
+        self._sinks = list(sinks)
+
+    @classmethod
+    def open(cls, run: Path, config: dict[str, Any], *, main: bool, total_steps: int) -> Self:
+        """Write RUN/config.json and open metrics.jsonl, wandb and the console; without sinks where not `main`.
+
+        `run`: the run's folder, made if it does not exist. `config`: the resolved config and the environment, as
+        JSON. `total_steps`: the step at which training ends.
+
+        Raises OSError where the folder cannot be written; a failure of wandb does not raise.
+        """
+        if not main:
+            return cls()
+        run.mkdir(parents=True, exist_ok=True)
+        write_file(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
+        metrics_file, console = MetricsFile(run), ConsoleLog(Console(), total_steps=total_steps)
+        dashboards = [WandbLog.start(run, config, console.note)]
+        console.start_progress()  # last: an interrupt before it would leave the terminal without its cursor
+        return cls([metrics_file, *filter(None, dashboards), console])
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the events of steps later than `step`, from which a resumed run goes on; 0 for a new run.
+
+        Call it at every start: it also repairs a line that a killed process did not finish. Raises TrainingError
+        for a metrics.jsonl that holds something else.
+        """
+        for sink in self._sinks:
+            sink.truncate_after(step)
+
+    def log_train(self, metrics: TrainMetrics) -> None:
+        """Log one training step. Raises OSError when the disk is full, ValueError after `close`."""
+        for sink in self._sinks:
+            sink.log_train(metrics)
+
+    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
+        """Log one evaluation of a split. Raises OSError when the disk is full, ValueError after `close`."""
+        for sink in self._sinks:
+            sink.log_evaluation(metrics)
+
+    def note(self, text: str) -> None:
+        """Print one line on the console."""
+        for sink in self._sinks:
+            sink.note(text)
+
+    def close(self, state: RunState = "finished") -> None:
+        """Close all sinks; `state` is how the run ended. A second call does nothing."""
+        for sink in reversed(self._sinks):
+            sink.close(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("finished" if error is None else "failed")
