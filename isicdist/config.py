@@ -22,6 +22,10 @@ Tta = Literal["off", "flips", "d4"]
 """Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
 
 
+RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
+"""Settings of version 0.1 by their names of today: in the records of older runs."""
+
+
 def _require(holds: bool, name: str, value: object, hint: str) -> None:
     if not holds:
         raise UsageError(f"{name} is {value}: {hint}")

@@ -68,7 +68,7 @@ def score(
     rank, device = accelerator.process_index, accelerator.device
     with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
-        for batch in stream.in_order():
+        for batch in stream.sequential_pass():
             probs = predictor(batch.images)
             numbers, valid = torch.from_numpy(batch.indices), torch.from_numpy(batch.valid)
             for counter in (reduction, *beside):

@@ -1,18 +1,14 @@
-"""Training: set-up, then one loop that reads from top to bottom.
+"""Training: `Trainer.run` is the loop, which reads from top to bottom; the other methods are its steps.
 
-All that is distributed about it is arithmetic in `isicdist.data.order` (who reads what), one vote per step on whether
-to stop or to make micro batches smaller, and one sum (`isicdist.distributed.gradients`). With the global batch fixed,
-the loop does the same on any number of processes.
+All that is distributed about it is arithmetic in `isicdist.data.order` (which rank reads which sample), one vote per
+step on whether to stop or to make micro batches smaller, and one all-reduce of the gradients. With the global batch
+fixed, the loop does the same on any number of processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast
@@ -20,221 +16,301 @@ from accelerate.utils import broadcast
 from isicdist.config import TrainConfig
 from isicdist.data.augment import augment
 from isicdist.data.decoded_cache import DecodedCache
-from isicdist.data.order import BatchPlan, Purpose, epoch_order, random_keys
-from isicdist.data.stream import Batch, Stream
+from isicdist.data.order import Purpose, random_keys
+from isicdist.data.stream import Batch, Step, Stream
 from isicdist.distributed import launch
 from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
 from isicdist.distributed.gradients import Gradients
 from isicdist.errors import StoppedError
 from isicdist.evaluate import validate
 from isicdist.metrics.dice import DiceSummary
-from isicdist.network.best import save_best as save_best_model
+from isicdist.network import best as best_model
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import MEAN, STD, normalise, to_unit
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.training import checkpoint
-from isicdist.training import state as resume
 from isicdist.training.meter import TrainMeter
-from isicdist.training.micro_batch import OomGuard, initial_micro_size
+from isicdist.training.micro_batch import OomGuard, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
-from isicdist.training.tracking import Tracker
+from isicdist.training.state import RunRecord, TrainState, find_checkpoint, restore_weights
+from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.reader import ShardSet, Split
 from shards.remote.cache import NodeCache
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 REQUEUE_NAME = "REQUEUE"
-"""In the run's folder while a run that a signal stopped waits to be started again."""
+"""File in the run's folder while a run that a signal stopped waits to be started again."""
+EVALUATION_MICRO_SIZE = 16
+"""Images of one forward pass of an evaluation, unless training has been cut to fewer."""
 
 
 @raise_on_lost_rank()
 def train(config: TrainConfig, data: str, run: Path) -> DiceSummary | None:
-    """Train on `data` into `run`; returns the last evaluation of the validation split.
+    """Train on the shard set `data` into the folder `run`; returns the last evaluation of the validation split.
 
-    Every process that `accelerate launch` started calls it. Raises the errors of `shards.errors`.
+    Every process that `accelerate launch` started calls it. Raises the errors of `shards.errors`; StoppedError after a
+    signal, when the checkpoint is saved.
     """
-    accelerator = launch.start(config.timeout)
-    shards = ShardSet.open(data, NodeCache(limit=config.stream.cache_size))
-    split, validation = shards.split("train"), shards.split("val")
-    check_set(split, accelerator.num_processes)
-    plan = plan_batches(config, accelerator.num_processes, split.size or 0, accelerator.device)
-    record = _record(config, shards, accelerator)
-    bare = build_model(config)  # the weights, without what autocast wraps around them
-    ema = Ema(bare, config.optim.ema_decay)
-    adam = torch.optim.Adam(parameter_groups(bare, config.optim.weight_decay), lr=config.optim.lr, fused=True)
-    start = resume.find(run, record, accelerator)
-    if start:
-        resume.restore(start, bare, ema.model, adam)
-    # Evaluation mode means no more than: without DDP. `Gradients` sums.
-    model, judged = (accelerator.prepare_model(network, evaluation_mode=True) for network in (bare, ema.model))
-    broadcast([weight.data for network in (bare, ema.model) for weight in network.parameters()])
-    optimizer = accelerator.prepare_optimizer(adam)
-    gradients = Gradients(bare.parameters(), accelerator)
-    save, save_best = (accelerator.on_main_process(write) for write in (checkpoint.save, save_best_model))
+    return Trainer(config, data, run).run()
 
-    kept, kept_validation = (DecodedCache.open(config.stream.decoded_cache, each) for each in (split, validation))
-    stream = Stream(
-        split,
-        plan,
-        accelerator.process_index,
-        seed=config.seed,
-        window=config.stream.window or split.window,
-        workers=config.stream.workers,
-        prefetch=config.stream.prefetch,
-        device=accelerator.device,
-        decoded=kept,
-    )
-    scaler, step, selection = accelerator.scaler, 0, EarlyStopping(patience=config.patience)
-    if start:
-        stream.load_state_dict(start.state["stream"])
-        step, selection.best, selection.since = (start.state[name] for name in ("step", "best", "since_best"))
-        if scaler and start.state["scaler"]:
-            scaler.load_state_dict(start.state["scaler"])
-    position = stream.state_dict()
-    per_epoch = stream.steps_per_epoch
-    total = min(config.epochs * per_epoch, config.steps or config.epochs * per_epoch)
-    memory, vote = OomGuard(), AnyRank(accelerator, config.timeout)
-    guard = NonFiniteGuard(
-        adam, limit=config.max_nonfinite_steps, scaled=scaler is not None, keys_at=partial(sample_names_of_step, stream)
-    )
-    summary, main = None, accelerator.is_main_process
 
-    def learn(batch: Batch, epoch: int) -> None:
-        """Forward and backward of one micro batch. What it made goes when it ends, also when memory has run out."""
-        images, masks = to_unit(batch.images), batch.masks
+class Trainer:
+    """One training run on this process: the same objects and the same steps on every rank."""
+
+    def __init__(self, config: TrainConfig, data: str, run: Path) -> None:
+        """Open the data, build or restore the model, and start no step yet. Every rank does."""
+        self.config, self.run_folder = config, run
+        self.accelerator = launch.start(config.timeout)
+
+        # Data: which samples there are, and how a global batch is cut for this many processes.
+        self.shards = ShardSet.open(data, NodeCache(limit=config.stream.cache_size))
+        self.train_split, self.val_split = self.shards.split("train"), self.shards.split("val")
+        check_split(self.train_split, self.accelerator.num_processes)
+        world_size, side = self.accelerator.num_processes, self.train_split.size or 0
+        plan = plan_batches(config.batch, world_size, side, self.accelerator.device)
+        self.record = RunRecord.of(config, self.shards.digest, self.accelerator)
+
+        # Model, EMA and optimizer, with the weights of the newest checkpoint if there is one.
+        self.model = build_model(config)
+        self.ema = Ema(self.model, config.optim.ema_decay)
+        groups = parameter_groups(self.model, config.optim.weight_decay)
+        adam = torch.optim.Adam(groups, lr=config.optim.lr, fused=True)
+        found = find_checkpoint(run, self.record, self.accelerator)
+        if found:
+            restore_weights(found, self.model, self.ema.model, adam)
+        self._prepare(adam)
+
+        # The stream of batches, and the state that a run continues from.
+        train_cache, self.val_cache = (
+            DecodedCache.open(config.stream.decoded_cache, split) for split in (self.train_split, self.val_split)
+        )
+        self.stream = Stream(
+            self.train_split,
+            plan,
+            self.accelerator.process_index,
+            seed=config.seed,
+            window=config.stream.window or self.train_split.window,
+            workers=config.stream.workers,
+            prefetch=config.stream.prefetch,
+            device=self.accelerator.device,
+            decoded=train_cache,
+        )
+        self.resumed_from = found.path.name if found else None
+        if found:
+            self.state = TrainState.from_json(found.state, patience=config.patience)
+            self.stream.load_state_dict(self.state.stream)
+            if self.scaler and self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)
+        else:
+            self.state = TrainState(
+                stream=self.stream.state_dict(), early_stopping=EarlyStopping(patience=config.patience)
+            )
+        epochs_end = config.epochs * self.stream.steps_per_epoch
+        self.total_steps = min(epochs_end, config.steps or epochs_end)
+
+        # What watches over a step.
+        self.oom_guard, self.stop_signal = OomGuard(), StopSignal()
+        self.any_rank = AnyRank(self.accelerator, config.timeout)
+        self.nonfinite_guard = NonFiniteGuard(
+            adam,
+            limit=config.max_nonfinite_steps,
+            scaled=self.scaler is not None,
+            sample_names=self.stream.step_sample_names,
+        )
+        self.meter = TrainMeter(self.accelerator)
+        self.last_summary: DiceSummary | None = None
+
+    def run(self) -> DiceSummary | None:
+        """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""
+        state, config = self.state, self.config
+        with self.stream, self.stop_signal, self._open_tracker() as self.tracker:
+            self._make_up_for_pending_evaluation()
+            self.meter.reset()
+            while not self.finished:
+                for step in self.stream.steps():  # the optimizer steps of one epoch
+                    # 1. Gradient accumulation over this rank's micro batches. Out of memory is noted here ...
+                    for batch in self.meter.timed(step):
+                        with self.oom_guard:
+                            self.forward_backward(batch)
+
+                    # 2. ... and all ranks agree on what to do about it before they exchange anything.
+                    stop_requested, out_of_memory = self.any_rank(self.stop_signal.received, self.oom_guard.tripped)
+                    if out_of_memory:
+                        self.repeat_in_smaller_micro_batches(step)
+                        break
+
+                    # 3. Sum over the ranks, clip, skip a non-finite update, step, average the weights.
+                    learning_rate, grad_norm = self.optimizer_step(step)
+
+                    # 4. Log, evaluate, save. A signal ends the run after the checkpoint.
+                    if state.step % config.log_every == 0 or state.step == self.total_steps:
+                        self.log(step, learning_rate, grad_norm)
+                    state.eval_pending = self.is_due(config.eval_every) and not self.evaluate()
+                    stopping = stop_requested or state.eval_pending
+                    if stopping or self.finished or self.is_due(config.checkpoint_every):
+                        self.save_checkpoint()
+                    if self.finished:
+                        break
+                    if stopping:
+                        raise self.stopped()
+            if state.early_stopping.reached:
+                evaluations = state.early_stopping.evals_since_best
+                self.tracker.note(f"no better score in {evaluations} evaluations: ended at step {state.step}")
+        self.accelerator.end_training()
+        return self.last_summary
+
+    def forward_backward(self, batch: Batch) -> None:
+        """Add the gradient of one micro batch. Activations are local: they are freed on return, also after OOM."""
+        config, state, device = self.config, self.state, self.accelerator.device
+        images, masks = to_unit(batch.images), batch.masks  # (B, 3, H, W), (B, 1, H, W)
         if config.augment.enabled:
-            keys = random_keys(config.seed, epoch, batch.indices, Purpose.AUGMENT)
-            side = training_side(images.shape[-1], small=step < config.augment.progressive_resize_fraction * total)
-            images, masks = augment(images, masks, keys, config.augment, side)
-        keys = torch.from_numpy(random_keys(config.seed, step, batch.indices, Purpose.DROPOUT))
-        valid = torch.from_numpy(batch.valid).to(accelerator.device, non_blocking=True)
-        logits = model(normalise(images), keys.to(accelerator.device, non_blocking=True))
+            keys = random_keys(config.seed, self.stream.epoch_number, batch.indices, Purpose.AUGMENT)
+            small = state.step < config.augment.progressive_resize_fraction * self.total_steps
+            images, masks = augment(images, masks, keys, config.augment, training_side(images.shape[-1], small=small))
+        keys = torch.from_numpy(random_keys(config.seed, state.step, batch.indices, Purpose.DROPOUT))
+        valid = torch.from_numpy(batch.valid).to(device, non_blocking=True)
+        logits = self.prepared_model(normalise(images), keys.to(device, non_blocking=True))
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
         loss = (losses * valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
-        accelerator.backward(loss)
-        gradients.add_loss(loss)
-        interval.add(logits, masks, valid)
+        self.accelerator.backward(loss)
+        self.gradients.add_loss(loss)
+        self.meter.add_micro_batch(logits, masks, valid)
 
-    def judge() -> bool:
-        """Evaluate, and keep the best; returns whether it came to its end: a signal leaves it to the run after this."""
-        nonlocal summary
-        told, size = (lambda: vote(stop.told)[0]), min(16, plan.micro_size)
+    def optimizer_step(self, step: Step) -> tuple[float, torch.Tensor]:
+        """Update the weights by the gradients of all ranks; returns the learning rate and the gradient's norm."""
+        optim, state = self.config.optim, self.state
+        rate = learning_rate(optim.schedule, optim.lr, state.step, self.total_steps, self.stream.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.gradients.all_reduce()
+        max_norm = optim.clip_norm or float("inf")
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
+        skipped = self.nonfinite_guard.check(state.step + 1, step.start, loss, norm)
+        self.optimizer.step()
+        self.gradients.zero()
+        state.step += 1
+        self.ema.update(self.model, state.step)
+        self.meter.add_step(loss, skipped, step.samples)
+        return rate, norm
+
+    def repeat_in_smaller_micro_batches(self, step: Step) -> None:
+        """Halve the micro batches after an out-of-memory error, and go back to the start of the step."""
+        plan = self.oom_guard.halve_micro_batch(self.stream.plan, self.config.batch.micro_size)
+        self.stream.plan = plan
+        self.stream.load_state_dict(step.start)
+        self.gradients.zero()
+        self.meter.reset()
+        self.tracker.note(f"out of memory in step {self.state.step + 1}: now {plan.micro_size} samples at once")
+
+    def evaluate(self) -> bool:
+        """Evaluate on `val`, save RUN/best if it improved. False if a signal interrupted: the next run repeats it."""
         try:
             summary, threshold = validate(
-                judged, validation, accelerator, micro_size=size, decoded=kept_validation, stop=told
+                self.prepared_ema,
+                self.val_split,
+                self.accelerator,
+                micro_size=min(EVALUATION_MICRO_SIZE, self.stream.plan.micro_size),
+                decoded=self.val_cache,
+                stop=lambda: self.any_rank(self.stop_signal.received)[0],
             )
         except StoppedError:
             return False
-        tracker.log_evaluation(step=step, split="val", **summary.scores())
-        if selection.better(summary.mean_dice):
-            save_best(run, ema.model, model_metadata(config, shards, step, selection.best, threshold))
+        self.last_summary = summary
+        self.tracker.log_evaluation(EvaluationMetrics(step=self.state.step, split="val", **summary.scores()))
+        if self.state.early_stopping.update(summary.mean_dice):
+            metadata = model_metadata(self.config, self.shards, self.state.step, summary.mean_dice, threshold)
+            self.accelerator.on_main_process(best_model.save_best)(self.run_folder, self.ema.model, metadata)
         return True
 
-    with stream, StopSignal() as stop, Tracker.open(run, record, main=main, total_steps=total) as tracker:
-        tracker.truncate_after(step)
-        accelerator.on_main_process((run / REQUEUE_NAME).unlink)(missing_ok=True)
-        if start:
-            tracker.note(f"resumed from {start.path.name}, step {step} of {total}")
-            if start.state["unjudged"] and not judge():
-                raise _stopped(run, step, tracker, accelerator)
-        interval = TrainMeter(accelerator)
-        while step < total and not selection.over:
-            epoch = stream.epoch_number
-            for batch in interval.waiting(stream.epoch()):
-                with memory:
-                    learn(batch, epoch)
-                if not batch.last:
-                    continue
+    def log(self, step: Step, learning_rate: float, grad_norm: torch.Tensor) -> None:
+        """Write one line of the log; the only place of a step that waits for the device."""
+        epoch = step.start["epoch"]
+        metrics = TrainMetrics(
+            step=self.state.step,
+            epoch=epoch,
+            samples=epoch * len(self.train_split) + step.start["consumed"] + step.samples,
+            lr=learning_rate,
+            grad_norm=grad_norm.item(),
+            **dataclasses.asdict(self.meter.compute()),
+        )
+        self.tracker.log_train(metrics)
 
-                stopping, exhausted = vote(stop.told, memory.exhausted)
-                if exhausted:  # this step again, in smaller micro batches
-                    stream.plan = plan = memory.cut(plan, config.batch.micro_size)
-                    stream.load_state_dict(position)
-                    gradients.zero()
-                    interval = TrainMeter(accelerator)
-                    tracker.note(f"out of memory in step {step + 1}: now {plan.micro_size} samples at once")
-                    break
+    def save_checkpoint(self) -> None:
+        """Publish a checkpoint of this step, on the main process."""
+        self.state.stream = self.stream.state_dict()
+        self.state.scaler = self.scaler.state_dict() if self.scaler else None
+        self.state.config = self.record.to_json()
+        save = self.accelerator.on_main_process(checkpoint.save)
+        save(
+            self.run_folder,
+            self.state.step,
+            self.model,
+            self.ema.model,
+            self.optimizer,
+            self.state.to_json(),
+            keep=self.config.keep,
+        )
 
-                lr = learning_rate(config.optim.schedule, config.optim.lr, step, total, per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                loss = gradients.reduce()
-                most = config.optim.clip_norm or float("inf")
-                norm = torch.as_tensor(accelerator.clip_grad_norm_(bare.parameters(), most))
-                bad = guard.judge(step + 1, position, loss, norm)
-                optimizer.step()
-                gradients.zero()
-                step += 1
-                ema.update(bare, step)
-                interval.add_step(loss, bad, batch.step_samples)
-                epoch_ends, position = stream.consumed == 0, stream.state_dict()
+    def stopped(self) -> StoppedError:
+        """Leave RUN/REQUEUE, and wait for all ranks: the launcher ends the others as soon as one has ended."""
+        self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).touch)()
+        self.tracker.close("stopped")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return StoppedError(f"stopped by a signal after step {self.state.step}; start the same command again to go on")
 
-                if step % config.log_every == 0 or step == total:
-                    samples = epoch * len(split) + (stream.consumed or len(split))
-                    measured = interval.report()
-                    tracker.log_train(step=step, epoch=epoch, samples=samples, lr=lr, grad_norm=norm.item(), **measured)
-                unjudged = _due(step, config.eval_every, epoch_ends, total) and not judge()
-                done = (step == total or selection.over) and not unjudged
-                if stopping or unjudged or done or _due(step, config.checkpoint_every, epoch_ends, total):
-                    state = {"best": selection.best, "since_best": selection.since, "unjudged": unjudged}
-                    state |= {"stream": position, "scaler": scaler and scaler.state_dict(), "config": record}
-                    save(run, step, bare, ema.model, optimizer, state, keep=config.keep)
-                if done:
-                    break
-                if stopping or unjudged:
-                    raise _stopped(run, step, tracker, accelerator)
-        if selection.over:
-            tracker.note(f"no better score in {selection.since} evaluations: ended at step {step}")
-    accelerator.end_training()
-    return summary
+    @property
+    def finished(self) -> bool:
+        """All steps are made, or early stopping ends the run; not before a pending evaluation."""
+        ended = self.state.step >= self.total_steps or self.state.early_stopping.reached
+        return ended and not self.state.eval_pending
 
+    def is_due(self, every: int) -> bool:
+        """Give True for a step after which something happens `every` so many steps (0: after each epoch) and last."""
+        epoch_ends = self.stream.consumed == 0
+        return self.state.step == self.total_steps or (self.state.step % every == 0 if every else epoch_ends)
 
-def _stopped(run: Path, step: int, tracker: Tracker, accelerator: Accelerator) -> StoppedError:
-    """Leave RUN/REQUEUE, and wait for all ranks: the launcher ends the others as soon as one has ended."""
-    accelerator.on_main_process((run / REQUEUE_NAME).touch)()
-    tracker.close("stopped")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return StoppedError(f"stopped by a signal after step {step}; start the same command again to go on")
+    def _prepare(self, adam: torch.optim.Adam) -> None:
+        """Move everything to the device; from here on all ranks have the same weights."""
+        # evaluation_mode=True only keeps accelerate from wrapping in DDP; `Gradients` does the all-reduce.
+        self.prepared_model, self.prepared_ema = (
+            self.accelerator.prepare_model(network, evaluation_mode=True) for network in (self.model, self.ema.model)
+        )
+        broadcast([weight.data for network in (self.model, self.ema.model) for weight in network.parameters()])
+        self.optimizer = self.accelerator.prepare_optimizer(adam)
+        self.gradients = Gradients(self.model.parameters(), self.accelerator)
+        self.scaler = self.accelerator.scaler
 
+    def _open_tracker(self) -> Tracker:
+        main = self.accelerator.is_main_process
+        return Tracker.open(self.run_folder, self.record.to_json(), main=main, total_steps=self.total_steps)
 
-def _due(step: int, every: int, epoch_ends: bool, total: int) -> bool:
-    return step == total or (step % every == 0 if every else epoch_ends)
-
-
-def plan_batches(config: TrainConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:
-    """How the global batch is cut for `world_size` processes; `side`: of the square images, in pixels."""
-    share = -(-config.batch.global_size // world_size)
-    asked = config.batch.micro_size
-    micro = initial_micro_size(share, side, device) if asked == "auto" else min(asked, share)
-    return BatchPlan(global_size=config.batch.global_size, micro_size=micro, world_size=world_size)
+    def _make_up_for_pending_evaluation(self) -> None:
+        """Take up a run where its checkpoint stands: its log, and an evaluation that a signal interrupted."""
+        self.tracker.truncate_after(self.state.step)
+        self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
+        if self.resumed_from:
+            self.tracker.note(f"resumed from {self.resumed_from}, step {self.state.step} of {self.total_steps}")
+        if self.state.eval_pending and not self.evaluate():
+            raise self.stopped()
+        self.state.eval_pending = False
 
 
 def training_side(side: int, *, small: bool) -> int:
-    """At which side images of `side` pixels are trained on: theirs, or about three quarters of it."""
+    """Choose the side that images of `side` pixels are trained at: theirs, or about three quarters of it."""
     return max(SIZE_DIVISOR, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
 
 
-def sample_names_of_step(stream: Stream, position: dict[str, int]) -> list[str]:
-    """The keys of the samples of the whole step that begins at `position`, a state of the stream."""
-    order = epoch_order(stream.split, stream.seed, position["epoch"], stream.window)
-    return [stream.split.key(number) for number in order[position["consumed"] :][: stream.plan.global_size]]
-
-
 def build_model(config: TrainConfig) -> ImprovedUNet:
-    """The network with the weights that `config.seed` gives it; the global generator is left as it was."""
+    """Build the network with the initial weights of `config.seed`; the global generator is not consumed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ImprovedUNet(**dataclasses.asdict(config.model))
 
 
-def model_metadata(
-    config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5
-) -> dict[str, Any]:
-    """What RUN/best says beside the weights: all that a prediction needs.
+def model_metadata(config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5) -> dict:
+    """Describe the best model for RUN/best: all that a prediction needs beside the weights.
 
     `best`: the mean Dice of the validation split at 0.5. `threshold`: of its highest pooled Dice.
     """
@@ -251,8 +327,8 @@ def model_metadata(
     }
 
 
-def check_set(split: Split, world_size: int) -> None:
-    """Raises UsageError when a split cannot be trained on by so many processes."""
+def check_split(split: Split, world_size: int) -> None:
+    """Raise UsageError when a split cannot be trained on by `world_size` processes."""
     if world_size > len(split):
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
     if split.size is not None and split.size % SIZE_DIVISOR:
@@ -260,14 +336,3 @@ def check_set(split: Split, world_size: int) -> None:
             f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR}; "
             f"build with --size {max(SIZE_DIVISOR, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
         )
-
-
-def _record(config: TrainConfig, shards: ShardSet, accelerator: Accelerator) -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in ("isicdist", "torch", "accelerate", "webdataset")}
-    return {
-        **config.to_json(),
-        "data_digest": shards.digest,
-        "world_size": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "versions": {"python": platform.python_version(), **versions},
-    }

@@ -7,11 +7,12 @@ negotiated between ranks or workers, and the state of a stream is a few integers
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import numpy as np
 import torch
@@ -24,37 +25,62 @@ from shards.errors import UsageError
 from shards.reader import Split
 
 
+class StreamState(TypedDict):
+    """Position of a stream, and what its order depends on."""
+
+    digest: str
+    """Digest of the shard set."""
+    seed: int
+    window: int | None
+    """Shards shuffled together; None: all."""
+    epoch: int
+    consumed: int
+    """Samples of the epoch that all ranks together have trained on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro batch of one rank. On a CPU the tensors are valid until the next batch is asked for."""
+    """One micro batch of one rank. On a CPU the tensors are valid until the next batch is requested."""
 
     images: Tensor
-    """uint8 (B, 3, H, W) on the device; zeros in masked places."""
+    """uint8 (B, 3, H, W) on the device; zeros in masked slots."""
     masks: Tensor
     """uint8 (B, 1, H, W) on the device, 1 where the lesion is."""
     indices: np.ndarray
-    """Sample numbers, int64 (B,) on the host; -1 in masked places."""
-    last: bool
-    """Whether this is the rank's last micro batch of the step."""
+    """Sample indices, int64 (B,) on the host; -1 in masked slots."""
     step_samples: int
-    """Samples of the whole step over all ranks: what the loss is a mean over."""
+    """Samples of the whole step over all ranks: the loss is a mean over them."""
 
     @property
     def valid(self) -> np.ndarray:
-        """Which places hold a sample, bool (B,) on the host."""
+        """Slots that hold a sample, bool (B,) on the host."""
         return self.indices != MASKED
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step of a stream: iterate over it for this rank's micro batches (gradient accumulation)."""
+
+    start: StreamState
+    """State of the stream before the step; load it to repeat the step."""
+    samples: int
+    """Samples of the step over all ranks."""
+    micro_batches: Iterator[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.micro_batches
+
+
 Decode = Callable[[int, np.ndarray, np.ndarray], None]
-"""Decodes a sample, by its number, into an image (H, W, 3) and a mask (H, W)."""
+"""Decodes a sample, by its index, into an image (H, W, 3) and a mask (H, W)."""
 
 
 class _Slot:
-    """OomGuard for one micro batch on the host, used again and again."""
+    """Host memory for one micro batch, reused."""
 
     def __init__(self, size: int, side: int, device: torch.device) -> None:
         pin = device.type == "cuda"
-        # Made by NumPy, which asks for huge pages: decoding into them takes a tenth less time.
+        # Allocated by NumPy, which asks for huge pages: decoding into them takes a tenth less time.
         self.images = torch.from_numpy(np.zeros((size, side, side, 3), dtype=np.uint8))
         self.masks = torch.from_numpy(np.zeros((size, side, side), dtype=np.uint8))
         if pin:
@@ -62,16 +88,17 @@ class _Slot:
         self.image_view, self.mask_view = self.images.numpy(), self.masks.numpy()
         self.copied = torch.cuda.Event() if pin else None
 
-    def fill(self, places: range, numbers: np.ndarray, decode: Decode) -> None:
-        """Decode the samples of some places of a micro batch whose sample numbers are `numbers` (B,)."""
-        for place in places:
-            image, mask = self.image_view[place], self.mask_view[place]
-            if numbers[place] == MASKED:
+    def fill(self, positions: range, indices: np.ndarray, decode: Decode) -> None:
+        """Decode the samples at some positions of a micro batch whose sample indices are `indices` (B,)."""
+        for position in positions:
+            image, mask = self.image_view[position], self.mask_view[position]
+            if indices[position] == MASKED:
                 image[:], mask[:] = 0, 0
             else:
-                decode(int(numbers[place]), image, mask)
+                decode(int(indices[position]), image, mask)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Copy to the device, without waiting for it."""
         images = self.images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W)
         masks = self.masks.to(device, non_blocking=True)[:, None]  # (B, 1, H, W)
         if self.copied:
@@ -79,13 +106,13 @@ class _Slot:
         return images, masks
 
     def wait(self) -> None:
-        """Until the device has its copy: only then may the slot be filled again."""
+        """Wait until the device has its copy: only then may the slot be filled again."""
         if self.copied:
             self.copied.synchronize()
 
 
 class Stream:
-    """The samples of one split on one rank, as batches. Use it as a context manager: it owns threads."""
+    """Batches of one split on one rank. Use it as a context manager: it owns threads."""
 
     def __init__(
         self,
@@ -100,9 +127,10 @@ class Stream:
         device: torch.device | str = "cpu",
         decoded: DecodedCache | None = None,
     ) -> None:
-        """`window`: shards shuffled together (None: all). `workers`: decoding threads. `prefetch`: batches ahead.
+        """Open a stream at the start of epoch 0.
 
-        `decoded`: where samples of `split` are kept as they are once they have been decoded.
+        `window`: shards shuffled together (None: all). `workers`: decoding threads. `prefetch`: micro batches decoded
+        ahead. `decoded`: cache of the decoded samples of `split`. Raises UsageError for images that differ in size.
         """
         if split.size is None:
             raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
@@ -128,8 +156,8 @@ class Stream:
         """Steps of one epoch, the short last one included."""
         return num_steps(len(self.split), self.plan.global_size)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: a few integers, whatever the size of the set."""
+    def state_dict(self) -> StreamState:
+        """Give the position of the stream: a few integers, whatever the size of the set."""
         return {
             "digest": self.split.digest,
             "seed": self.seed,
@@ -138,8 +166,8 @@ class Stream:
             "consumed": self.consumed,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stood. Raises CheckpointError when it is of another set or order."""
+    def load_state_dict(self, state: StreamState) -> None:
+        """Continue at the position of `state`. Raises CheckpointError when it belongs to another set or order."""
         for name, own in (("digest", self.split.digest), ("seed", self.seed), ("window", self.window)):
             if state[name] != own:
                 raise CheckpointError(
@@ -153,33 +181,54 @@ class Stream:
             )
         self.epoch_number, self.consumed = state["epoch"], state["consumed"]
 
-    def epoch(self) -> Iterator[Batch]:
-        """The batches that are left of the current epoch, in its order; then the next epoch is the current one."""
-        order = epoch_order(self.split, self.seed, self.epoch_number, self.window)
-        for batch in self._batches(order, self.consumed // self.plan.global_size):
-            if batch.last:  # before the yield: a state saved after this step has it behind it
-                self._advance(batch.step_samples)
-            yield batch
+    def steps(self) -> Iterator[Step]:
+        """Yield the remaining steps of this epoch, then move on to the next epoch.
 
-    def in_order(self) -> Generator[Batch, None, None]:
-        """Every sample of the split once over all ranks, in the order of the table: for evaluation."""
+        The state of the stream is behind a step as soon as its last micro batch has been processed.
+        """
+        order = epoch_order(self.split, self.seed, self.epoch_number, self.window)
+        first = self.consumed // self.plan.global_size
+        batches = self._batches(order, first)
+        try:
+            for step in range(first, self.steps_per_epoch):
+                samples = self.plan.samples_in_step(len(order), step)
+                yield Step(
+                    start=self.state_dict(), samples=samples, micro_batches=self._micro_batches(batches, samples)
+                )
+        finally:
+            batches.close()
+
+    def epoch(self) -> Iterator[Batch]:
+        """Yield the remaining micro batches of this epoch: `steps`, for a loop without gradient accumulation."""
+        for step in self.steps():
+            yield from step
+
+    def step_sample_names(self, start: StreamState) -> list[str]:
+        """Give the sample keys (ISIC ids) of the whole step that begins at `start`."""
+        order = epoch_order(self.split, self.seed, start["epoch"], self.window)
+        return [self.split.key(index) for index in order[start["consumed"] :][: self.plan.global_size]]
+
+    def sequential_pass(self) -> Generator[Batch, None, None]:
+        """Yield every sample of the split once over all ranks, in the order of the table: for evaluation."""
         return self._batches(np.arange(len(self.split)), 0)
 
-    def _advance(self, samples: int) -> None:
+    def _micro_batches(self, batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
+        """Yield the micro batches of one step, then count its samples as consumed."""
+        yield from itertools.islice(batches, self.plan.accumulation_steps)
         self.consumed += samples
         if self.consumed == len(self.split):
             self.epoch_number, self.consumed = self.epoch_number + 1, 0
 
     def _batches(self, order: np.ndarray, first: int) -> Generator[Batch, None, None]:
         planned = (
-            (step, micro, numbers)
+            (step, indices)
             for step in range(first, self.steps_per_epoch)
-            for micro, numbers in enumerate(rank_slice(order, step, self.plan, self.rank), start=1)
+            for indices in rank_slice(order, step, self.plan, self.rank)
         )
-        reached = self.split.start_pass(order)
-        reached(first * self.plan.global_size)
+        advance = self.split.start_pass(order)
+        advance(first * self.plan.global_size)
         slots = self._take_slots()
-        free, ahead = deque(slots), deque[tuple[_Slot, int, int, np.ndarray, list[Future[None]]]]()
+        free, ahead = deque(slots), deque[tuple[_Slot, int, np.ndarray, list[Future[None]]]]()
         try:
             while True:
                 while free and (following := next(planned, None)) is not None:
@@ -188,34 +237,33 @@ class Stream:
                     ahead.append((slot, *following, self._fill(slot, following[-1])))
                 if not ahead:
                     return
-                slot, step, micro, numbers, filling = ahead[0]
+                slot, step, indices, filling = ahead[0]
                 for future in filling:
                     future.result()  # raises what the worker raised
                 ahead.popleft()
-                reached(step * self.plan.global_size)
+                advance(step * self.plan.global_size)
                 images, masks = slot.to(self.device)
                 yield Batch(
                     images=images,
                     masks=masks,
-                    indices=numbers,
-                    last=micro == self.plan.accumulation_steps,
+                    indices=indices,
                     step_samples=self.plan.samples_in_step(len(order), step),
                 )
                 free.append(slot)
         finally:
             wait([future for *_, filling in ahead for future in filling if not future.cancel()])
             self._slots = slots
-            reached(len(order))
+            advance(len(order))
 
-    def _fill(self, slot: _Slot, numbers: np.ndarray) -> list[Future[None]]:
-        """Have the samples of a micro batch decoded into `slot`, a part of them by each worker."""
-        parts = [range(worker, len(numbers), self._workers) for worker in range(min(self._workers, len(numbers)))]
-        return [self._pool.submit(slot.fill, part, numbers, self._decode) for part in parts]
+    def _fill(self, slot: _Slot, indices: np.ndarray) -> list[Future[None]]:
+        """Decode the samples of a micro batch into `slot`, a part of them on each worker thread."""
+        parts = [range(worker, len(indices), self._workers) for worker in range(min(self._workers, len(indices)))]
+        return [self._pool.submit(slot.fill, part, indices, self._decode) for part in parts]
 
     def _take_slots(self) -> list[_Slot]:
-        """The slots for one pass: those of the pass before, unless the micro batch has another size now."""
+        """Reuse the slots of the previous pass, unless the micro batch has another size now."""
         size, side = self.plan.micro_size, self.split.size
         assert side is not None
-        kept = [slot for slot in self._slots if len(slot.images) == size]
+        reusable = [slot for slot in self._slots if len(slot.images) == size]
         self._slots = []
-        return kept or [_Slot(size, side, self.device) for _ in range(self.prefetch + 1)]
+        return reusable or [_Slot(size, side, self.device) for _ in range(self.prefetch + 1)]

@@ -1,9 +1,9 @@
-"""The gradient of a step, summed over all ranks once, after the last micro batch.
+"""Gradient all-reduce: one sum over all ranks per step, after the last micro batch.
 
-DDP would sum it inside the last backward pass. There, a rank that runs out of memory leaves the others waiting for
-it for ever; here every micro batch is a rank's own business, and the ranks agree (`processes.AnyRank`) before they
-exchange anything. What that costs is the overlap of the sum with the backward pass: with the 3.2 million weights of
-this network, one sum of 13 MB per step.
+DDP would sum inside the last backward pass. There, a rank that runs out of memory leaves the others waiting for ever;
+here every micro batch is a rank's own business, and the ranks agree (`isicdist.distributed.agree.AnyRank`) before they
+exchange anything. The cost is the overlap of the sum with the backward pass: with the 3.2 million weights of this
+network, one all-reduce of 13 MB per step.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """The gradients of all parameters as one flat tensor, and the loss of the step behind them."""
+    """The gradients of all parameters as one flat tensor, with the loss of the step as its last element."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-        """`parameters`: of one dtype, on their device. From now on their `grad` is a view of the flat tensor."""
+        """Make the `grad` of all `parameters` views of the flat tensor. They have one dtype, on their device."""
         parameters = list(parameters)
-        self._several = accelerator.num_processes > 1
+        self._distributed = accelerator.num_processes > 1
         ends = list(itertools.accumulate(p.numel() for p in parameters))
         self._flat = parameters[0].new_zeros(ends[-1] + 1)  # (weights + 1,)
         for p, end in zip(parameters, ends, strict=True):
             p.grad = torch.as_strided(self._flat, p.shape, p.stride(), end - p.numel())
 
     def add_loss(self, loss: Tensor) -> None:
-        """Add one micro batch's part of the step's loss, a scalar."""
+        """Add the share of one micro batch in the step's loss, a scalar."""
         self._flat[-1] += loss.detach()
 
-    def reduce(self) -> Tensor:
+    def all_reduce(self) -> Tensor:
         """Sum gradients and loss over all ranks; returns the loss of the whole step. Every rank calls it."""
-        if self._several:
+        if self._distributed:
             torch.distributed.all_reduce(self._flat)
         return self._flat[-1].clone()
 
     def zero(self) -> None:
-        """Forget the step."""
+        """Set gradients and loss to 0."""
         self._flat.zero_()

@@ -1,4 +1,4 @@
-"""Starting on however many processes there are, and ending together: on a signal, or when one of them is lost."""
+"""Start of a process under `accelerate launch`: launch checks, device, precision, and its end with the launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, str_to_bool
 
 from shards.errors import UsageError
 
-_WAY_OUT = "start with: accelerate launch --config_file launch/cpu2.yaml (or gpu8.yaml) ..."
+_HINT = "start with: accelerate launch --config_file launch/cpu2.yaml (or gpu8.yaml) ..."
 _PR_SET_PDEATHSIG = 1
 LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
 """What the kernel is asked to send when the launcher has died: nobody else sends it."""
@@ -70,7 +70,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
     """
     launched = environment.get("WORLD_SIZE")
     if launched is None and "MASTER_ADDR" in environment:
-        raise UsageError(f"the launcher started one process for several (--cpu does that, in silence); {_WAY_OUT}")
+        raise UsageError(f"the launcher started one process for several (--cpu does that, in silence); {_HINT}")
     if launched not in (None, "1") and not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= environment.keys():
         raise UsageError(_mismatch(launched, 1))
 
@@ -78,7 +78,7 @@ def check_launch(environment: Mapping[str, str]) -> None:
 def _mismatch(launched: int | str | None, taken_up: int) -> str:
     return (
         f"WORLD_SIZE is {launched}, but accelerate has set up {taken_up} process(es), so each would train alone; "
-        f"{_WAY_OUT}, or unset WORLD_SIZE"
+        f"{_HINT}, or unset WORLD_SIZE"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,16 +17,32 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Averages over the steps since the last line of the log, over all ranks."""
+
+    loss: float
+    """Mean over the steps whose update was made; NaN where there is none."""
+    pooled_dice: float
+    """Of the training predictions at probability 0.5, 0 to 1."""
+    images_per_s: float
+    """Images per second on all ranks together."""
+    data_wait: float
+    """Share of the time spent waiting for a batch on this rank, 0 to 1."""
+    skipped: int
+    """Steps whose update was skipped, as loss or gradient was not finite."""
+
+
 class TrainMeter:
-    """What is measured between two lines of the log; on the device, without waiting for it."""
+    """Accumulates loss, Dice counts, skipped steps and throughput; `compute` gives and resets them."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """It begins now."""
+        """Start measuring now."""
         self._accelerator = accelerator
-        self._reset()
+        self.reset()
 
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """`batches`, with the time spent waiting for each."""
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and measure the time spent waiting for each."""
         source = iter(batches)
         while True:
             start = time.perf_counter()
@@ -35,36 +52,34 @@ class TrainMeter:
                 return
             yield batch
 
-    def add(self, logits: Tensor, masks: Tensor, valid: Tensor) -> None:
-        """One micro batch of this rank: logits and masks (B, 1, H, W), valid (B,)."""
-        counts = count(logits.detach() > 0, masks > 0) * valid[:, None]
+    def add_micro_batch(self, logits: Tensor, masks: Tensor, valid: Tensor) -> None:
+        """Count one micro batch of this rank: logits and masks (B, 1, H, W), valid (B,)."""
+        counts = count(logits.detach() > 0, masks > 0) * valid[:, None]  # (B, 3)
         self._counts += counts.sum(0)
 
-    def add_step(self, loss: Tensor, bad: Tensor, samples: int) -> None:
-        """One step of all ranks: its loss and whether its update was left out, scalars on the device."""
-        self._loss += torch.where(bad, 0, loss)
-        self._skipped += bad
+    def add_step(self, loss: Tensor, skipped: Tensor, samples: int) -> None:
+        """Add one step of all ranks: its loss, and a bool for a skipped update, scalars on the device."""
+        self._loss += torch.where(skipped, 0, loss)
+        self._skipped += skipped
         self._steps += 1
         self._images += samples
 
-    def report(self) -> dict[str, Any]:
-        """The measures over all ranks since the last report; the counts are summed in one exchange.
-
-        The loss is the mean over the steps that counted: NaN where there is none.
-        """
+    def compute(self) -> Measured:
+        """Give the averages over all ranks since the last call, and reset; every rank calls it (one all-reduce)."""
         seconds, skipped = time.perf_counter() - self._since, int(self._skipped)
-        taken = self._steps - skipped
-        measured = {
-            "loss": float(self._loss) / taken if taken else float("nan"),
-            "pooled_dice": pooled_dice(self._counts, self._accelerator),
-            "images_per_s": self._images / seconds,
-            "data_wait": self._waited / seconds,
-            "skipped": skipped,
-        }
-        self._reset()
+        updates = self._steps - skipped
+        measured = Measured(
+            loss=float(self._loss) / updates if updates else float("nan"),
+            pooled_dice=pooled_dice(self._counts, self._accelerator),
+            images_per_s=self._images / seconds,
+            data_wait=self._waited / seconds,
+            skipped=skipped,
+        )
+        self.reset()
         return measured
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Start measuring anew."""
         device = self._accelerator.device
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)

@@ -1,4 +1,7 @@
-"""How many samples go through the network at once: as many as fit. And memory that is freed stays ours."""
+"""Micro-batch size: start with all that fits, halve it on out-of-memory (OOM), and keep the global batch.
+
+accelerate's `find_executable_batch_size` restarts the whole function on OOM; here the step alone is repeated.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,26 @@ from typing import Literal, Self
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from isicdist.config import BatchConfig
 from isicdist.data.order import BatchPlan
 from isicdist.errors import TrainingError
 
 CPU_PIXELS = 2**20
-"""Pixels of a micro batch that `auto` begins with on a CPU: 64 images of 128 x 128 or 4 of 512 x 512, for which the
-network wants about 3 GB in float32. More is no faster there, and a system without memory kills a process unasked."""
+"""Pixels of a micro batch that `auto` starts with on a CPU: 64 images of 128 x 128 or 4 of 512 x 512, for which the
+network needs about 3 GB in float32. More is no faster there, and on a CPU the kernel's OOM killer ends the process
+instead of raising an error."""
+
+
+def plan_batches(batch: BatchConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:
+    """Cut the global batch into micro batches for `world_size` processes; `side` of the square images in pixels."""
+    share = -(-batch.global_size // world_size)
+    asked = batch.micro_size
+    micro = initial_micro_size(share, side, device) if asked == "auto" else min(asked, share)
+    return BatchPlan(global_size=batch.global_size, micro_size=micro, world_size=world_size)
 
 
 def initial_micro_size(share: int, side: int, device: torch.device) -> int:
-    """What `auto` begins with: the rank's whole `share` of the global batch, on a CPU at most CPU_PIXELS.
+    """Choose what `auto` starts with: the rank's whole `share` of the global batch, on a CPU at most CPU_PIXELS.
 
     `side`: of the square images, in pixels.
     """
@@ -26,11 +39,11 @@ def initial_micro_size(share: int, side: int, device: torch.device) -> int:
 
 
 class OomGuard:
-    """Notices when a rank runs out of memory, and cuts its micro batches. Use it around each of them."""
+    """Catch out-of-memory errors of a micro batch, for all ranks to vote on. Use it as a context around each one."""
 
     def __init__(self) -> None:
-        self.exhausted = False
-        """Whether this rank has run out of memory since the last cut."""
+        self.tripped = False
+        """This rank has run out of memory since the micro batches were last halved."""
 
     def __enter__(self) -> Self:
         return self
@@ -40,11 +53,11 @@ class OomGuard:
     ) -> bool:
         if not isinstance(error, Exception) or not should_reduce_batch_size(error):
             return False
-        self.exhausted = True
+        self.tripped = True
         return True
 
-    def cut(self, plan: BatchPlan, asked: int | Literal["auto"]) -> BatchPlan:
-        """The plan with micro batches of half the size, and so twice as many. Every rank calls it, after a vote.
+    def halve_micro_batch(self, plan: BatchPlan, asked: int | Literal["auto"]) -> BatchPlan:
+        """Give the plan with micro batches of half the size, and so twice as many. Every rank calls it, after a vote.
 
         Raises TrainingError on every rank when `asked`, the configured size, is not auto, or is down to 1 sample.
         """
@@ -54,6 +67,6 @@ class OomGuard:
             raise TrainingError(
                 f"out of memory with {asked} samples at once on a rank: use --batch.micro-size auto or a smaller one"
             )
-        self.exhausted = False
+        self.tripped = False
         clear_device_cache(garbage_collection=True)
         return dataclasses.replace(plan, micro_size=-(-plan.micro_size // 2))

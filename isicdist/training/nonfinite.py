@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: their update is left out, and a run of them ends the training."""
+"""Non-finite steps (NaN or infinite loss or gradient): skip their update, and end a run that only has such steps."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from isicdist.data.stream import StreamState
 from isicdist.errors import TrainingError
 
-NAMED = 8
-"""Sample keys that the message names; the batch may hold thousands."""
+NAMED_SAMPLES = 8
+"""Sample names in the message; the batch may hold thousands."""
 
 
 class NonFiniteGuard:
-    """Leaves out updates on the device, without waiting for it.
+    """Skips non-finite updates without a sync on the current step: the count is read one step late.
 
-    Loss and gradient are those of the whole step, so every rank comes to the same answer and nothing is exchanged.
+    Loss and gradient are those of the whole step, so every rank comes to the same decision and nothing is exchanged.
     """
 
     def __init__(
@@ -25,39 +26,37 @@ class NonFiniteGuard:
         *,
         limit: int,
         scaled: bool,
-        keys_at: Callable[[dict[str, int]], Sequence[str]],
+        sample_names: Callable[[StreamState], Sequence[str]],
     ) -> None:
-        """`adam`: fused, so that it obeys `found_inf` as `torch.amp.GradScaler` uses it: weights and moments stay.
+        """Guard the updates of `adam`, fused, so that it obeys `found_inf`: weights and moments stay as they are.
 
-        `limit`: updates left out in a row that are borne. `scaled`: whether the loss is scaled (fp16); then a
-        gradient that overflows is the scaler's business, and no failure. `keys_at`: the keys of the samples of the
-        step that begins at a position of the stream.
+        `limit`: maximum number of consecutive skipped updates. `scaled`: the loss is scaled (fp16); then a gradient
+        that overflows is the scaler's business, and no failure. `sample_names`: of the step that begins at a position
+        of the stream.
         """
-        self._adam, self._limit, self._scaled, self._keys_at = adam, limit, scaled, keys_at
+        self._adam, self._limit, self._scaled, self._sample_names = adam, limit, scaled, sample_names
         device = adam.param_groups[0]["params"][0].device
-        self._row = torch.zeros((), dtype=torch.int64, device=device)  # bad steps in a row, up to the last one
-        self._last: tuple[int, dict[str, int]] = (0, {})
+        self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self._last: tuple[int, StreamState] | None = None
 
-    def judge(self, step: int, position: dict[str, int], loss: Tensor, norm: Tensor) -> Tensor:
-        """Whether `step` (from 1) is bad, bool on the device; if so, the optimizer's next `step()` changes nothing.
+    def check(self, step: int, position: StreamState, loss: Tensor, norm: Tensor) -> Tensor:
+        """Decide about the update of `step` (from 1): a bool on the device, True when `adam.step()` will skip it.
 
         `position`: of the stream before the step. `loss` and `norm` are scalars: the loss of the step, and the norm
-        of its gradient. Raises TrainingError on every rank if the steps before it were too many bad ones: it is
-        asked for one step late, when the device has the answer.
+        of its gradient. Raises TrainingError on every rank when too many steps before it were skipped in a row.
         """
-        if int(self._row) > self._limit:
-            raise self._given_up()
-        bad = ~loss.isfinite() if self._scaled else ~(loss.isfinite() & norm.isfinite())
-        self._adam.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-        self._row, self._last = (self._row + 1) * bad, (step, position)
-        return bad
+        if self._last and int(self._in_a_row) > self._limit:
+            raise self._too_many(*self._last)
+        skipped = ~loss.isfinite() if self._scaled else ~(loss.isfinite() & norm.isfinite())
+        self._adam.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
+        self._in_a_row, self._last = (self._in_a_row + 1) * skipped, (step, position)
+        return skipped
 
-    def _given_up(self) -> TrainingError:
-        step, position = self._last
-        keys = self._keys_at(position)
-        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    def _too_many(self, step: int, position: StreamState) -> TrainingError:
+        names = self._sample_names(position)
+        more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
         return TrainingError(
-            f"loss or gradient not finite in {int(self._row)} steps in a row, the last one step {step} with samples "
-            f"{', '.join(keys[:NAMED])}{more}; none of them changed a weight, and the last checkpoint stands: go on "
-            "from it with a lower --optim.lr, or with --mixed_precision bf16 or no"
+            f"loss or gradient not finite in {int(self._in_a_row)} steps in a row, the last one step {step} with "
+            f"samples {', '.join(names[:NAMED_SAMPLES])}{more}; none of them changed a weight, and the last checkpoint "
+            "stands: go on from it with a lower --optim.lr, or with --mixed_precision bf16 or no"
         )

@@ -1,35 +1,126 @@
-"""What a run goes on from: one checkpoint for all ranks, and a config that may go on from it."""
+"""Resume: the state that a run continues from, found, checked and restored the same on every rank."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from isicdist.config import RENAMED_SETTINGS, TrainConfig
+from isicdist.data.stream import StreamState
 from isicdist.errors import CheckpointError
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Checkpoint
+from isicdist.training.optim import EarlyStopping
 from shards.errors import ToolkitError, UsageError
 from shards.files import recover_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FIXED = ("data_digest", "seed", "model")
-"""What must stay as it was when a run goes on: keys of the record, or sections of it."""
+FIXED_SETTINGS = ("data_digest", "seed", "model")
+"""Keys of the run record, or sections of it, that must stay as they were when a run is resumed."""
 
 
-def find(run: Path, record: dict[str, Any], accelerator: Accelerator) -> Checkpoint | None:
-    """The newest valid checkpoint of `run`, the same on every rank; None where there is none.
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """RUN/config.json: the resolved config, and what the run was started on."""
 
-    `record`: the config as it is now, which the checkpoint holds as it was. The main process chooses, and prints
-    what is damaged and what has changed. Every rank raises what it raises: UsageError for a change in what is FIXED or
-    for `resume = "never"`, CheckpointError when all are damaged.
+    config: TrainConfig
+    data_digest: str
+    """Digest of the shard set."""
+    world_size: int
+    """Processes."""
+    mixed_precision: str
+    """no, bf16 or fp16."""
+    versions: Mapping[str, str]
+    """Versions of Python and of the packages that decide the numbers."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, data_digest: str, accelerator: Accelerator) -> Self:
+        """Record this process's environment."""
+        names = ("isicdist", "torch", "accelerate", "webdataset")
+        return cls(
+            config=config,
+            data_digest=data_digest,
+            world_size=accelerator.num_processes,
+            mixed_precision=accelerator.mixed_precision,
+            versions={
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in names},
+            },
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values: the sections of the config beside the other fields."""
+        rest = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "config"}
+        return {**self.config.to_json(), **rest}
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything a run continues from, apart from weights and the optimizer's moments.
+
+    What `to_json` saves is what `from_json` restores; a new field belongs in both.
+    """
+
+    stream: StreamState
+    """Epoch and samples consumed."""
+    step: int = 0
+    """Optimizer updates so far."""
+    early_stopping: EarlyStopping
+    """Best validation score, and evaluations since."""
+    eval_pending: bool = False
+    """A signal interrupted the evaluation after `step`: the resumed run makes up for it first."""
+    scaler: dict[str, Any] | None = None
+    """State of the gradient scaler (fp16); None without one."""
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The run record as it was when this state was saved."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for state.json."""
+        return {
+            "step": self.step,
+            "best": self.early_stopping.best,
+            "evals_since_best": self.early_stopping.evals_since_best,
+            "eval_pending": self.eval_pending,
+            "stream": self.stream,
+            "scaler": self.scaler,
+            "config": self.config,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], *, patience: int) -> Self:
+        """Restore what `to_json` gave; the keys of version 0.1 are read, too. Raises KeyError for a missing one."""
+        since, pending = (
+            value[new] if new in value else value[old]
+            for new, old in (("evals_since_best", "since_best"), ("eval_pending", "unjudged"))
+        )
+        return cls(
+            step=value["step"],
+            early_stopping=EarlyStopping(patience=patience, best=value["best"], evals_since_best=since),
+            eval_pending=pending,
+            stream=value["stream"],
+            scaler=value["scaler"],
+            config=value["config"],
+        )
+
+
+def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator) -> Checkpoint | None:
+    """Find the newest valid checkpoint of `run`, the same on every rank; None where there is none.
+
+    The main process chooses, and prints which checkpoints are damaged and which settings have changed since. Every
+    rank raises the same error: UsageError for a change of one of FIXED_SETTINGS or for `resume = "never"`,
+    CheckpointError when all checkpoints are damaged.
     """
     found, answer = None, None
     if accelerator.is_main_process:
@@ -44,25 +135,29 @@ def find(run: Path, record: dict[str, Any], accelerator: Accelerator) -> Checkpo
     return found if found or answer is None else checkpoint.load(answer)
 
 
-def _choose(run: Path, record: dict[str, Any]) -> Checkpoint | None:
+def _choose(run: Path, record: RunRecord) -> Checkpoint | None:
     recover_folder(run / "best")
     found = checkpoint.newest(run, lambda damaged: print(f"warning: {damaged}"))
     if found:
-        if record["resume"] == "never":
+        if record.config.resume == "never":
             raise UsageError(f"{run}: has checkpoints already; choose another --run, or --resume auto to go on")
-        for line in changes(found.state["config"], record, run):
+        for line in changed_settings(found.state["config"], record.to_json(), run):
             print(f"changed since {found.path.name}: {line}")
     return found
 
 
-def changes(before: dict[str, Any], after: dict[str, Any], run: Path) -> list[str]:
-    """One line for each setting that differs. Raises UsageError for one of FIXED."""
+def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -> list[str]:
+    """Describe each setting that differs between two run records, a line each.
+
+    Raises UsageError for one of FIXED_SETTINGS.
+    """
     old, new = (dict(_flat(json.loads(json.dumps(record)))) for record in (before, after))
-    lines = []
+    old = {RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}
+    lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):
             continue
-        if name in FIXED or name.partition(".")[0] in FIXED:
+        if name in FIXED_SETTINGS or name.partition(".")[0] in FIXED_SETTINGS:
             raise UsageError(
                 f"{run}: trained with {name} {old.get(name)}, and cannot go on with {new.get(name)}; "
                 "choose another --run, or the value as it was"
@@ -71,10 +166,10 @@ def changes(before: dict[str, Any], after: dict[str, Any], run: Path) -> list[st
     return lines
 
 
-def restore(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: torch.optim.Adam) -> None:
-    """Put back weights, their average and the optimizer's moments; its settings stay those of the config.
+def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: torch.optim.Adam) -> None:
+    """Load weights, their EMA and the optimizer's moments; the optimizer's settings stay those of the config.
 
-    Raises CheckpointError when they are of another network.
+    Raises CheckpointError when they belong to another network.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in adam.param_groups]
     try:
@@ -88,8 +183,9 @@ def restore(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: torch.opt
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give each value with its dotted name."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
         else:
             yield f"{prefix}{name}", value

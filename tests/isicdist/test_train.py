@@ -199,11 +199,11 @@ def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side
 
 
 def test_more_processes_than_samples_are_refused(shard_set):
-    from isicdist.train import check_set
+    from isicdist.train import check_split
     from shards.errors import UsageError
     from shards.reader import ShardSet
 
     split = ShardSet.open(shard_set).split("train")
-    check_set(split, len(split))
+    check_split(split, len(split))
     with pytest.raises(UsageError, match=f"{len(split) + 1} processes for {len(split)} training samples"):
-        check_set(split, len(split) + 1)
+        check_split(split, len(split) + 1)

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from isicdist.data.order import MASKED, BatchPlan
 from isicdist.data.planned_source import PlannedSource
-from isicdist.data.stream import Batch, Stream
+from isicdist.data.stream import Batch, Stream, StreamState
 from isicdist.errors import CheckpointError
 from shards import codecs, format, layout
 from shards.errors import CorruptShardError, UsageError
@@ -54,7 +54,7 @@ def decoders() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-@pytest.mark.parametrize("how", ["epoch", "in_order"])
+@pytest.mark.parametrize("how", ["epoch", "sequential_pass"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_together_read_every_sample_once(split, world, how):
     seen, batches = [], set()
@@ -89,7 +89,7 @@ def test_more_workers_than_samples_read_each_once(shard_set):
     val = ShardSet.open(shard_set).split("val")
     assert len(val) < 40
     with open_stream(val, workers=40, prefetch=9) as stream:
-        assert real(read(stream, "in_order")) == list(range(len(val)))
+        assert real(read(stream, "sequential_pass")) == list(range(len(val)))
 
 
 def test_a_batch_is_what_the_split_holds(split):
@@ -108,7 +108,7 @@ def test_a_short_tail_is_masked_in_memory_that_was_full_before(split):
     assert left
     with open_stream(split, global_size=8, micro=8, prefetch=1) as stream:
         short = 0
-        for batch in stream.in_order():
+        for batch in stream.sequential_pass():
             assert batch.step_samples == batch.valid.sum()
             if batch.step_samples < 8:
                 short = batch.step_samples
@@ -119,9 +119,31 @@ def test_a_short_tail_is_masked_in_memory_that_was_full_before(split):
         assert short == left
 
 
-def test_the_last_micro_batch_of_a_step_is_marked(split):
+def test_a_step_has_its_micro_batches_and_counts_when_all_are_processed(split):
     with open_stream(split, world=2, rank=1, global_size=8, micro=2) as stream:
-        assert [batch.last for batch in stream.epoch()] == [False, True] * stream.steps_per_epoch
+        number = 0
+        for number, step in enumerate(stream.steps()):
+            assert step.start["consumed"] == stream.consumed == number * 8
+            micro_batches = iter(step)
+            assert next(micro_batches).step_samples == step.samples
+            assert stream.consumed == number * 8
+            assert len(list(micro_batches)) == stream.plan.accumulation_steps - 1 == 1
+        assert number + 1 == stream.steps_per_epoch
+        assert (stream.epoch_number, stream.consumed) == (1, 0)
+
+
+def test_a_step_is_repeated_from_its_start_in_other_micro_batches(split):
+    """As training does after an out-of-memory error."""
+    with open_stream(split, global_size=6, micro=6) as stream:
+        steps = stream.steps()
+        step = next(steps)
+        before = np.concatenate([batch.indices.copy() for batch in step])
+        stream.load_state_dict(step.start)
+        stream.plan = dataclasses.replace(stream.plan, micro_size=2)
+        steps = stream.steps()
+        after = [batch.indices.copy() for batch in next(steps)]
+    assert len(after) == 3
+    assert np.concatenate(after).tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("steps", [2, 5, 7])
@@ -129,14 +151,15 @@ def test_a_stream_goes_on_where_a_state_stood(split, steps):
     """7 steps reach into the second epoch."""
     with open_stream(split) as stream:
         assert stream.steps_per_epoch == 5
-        done, state, rest = 0, {}, []
+        done, state, rest = 0, None, []
         for _ in range(2):
-            for batch in stream.epoch():
-                if done >= steps:
-                    rest.append(batch.indices.copy())
-                done += batch.last
-                if done == steps and not state:
+            for step in stream.steps():
+                indices = [batch.indices.copy() for batch in step]
+                rest += indices if done >= steps else []
+                done += 1
+                if done == steps:
                     state = json.loads(json.dumps(stream.state_dict()))
+    assert state is not None
     with open_stream(split) as resumed:
         resumed.load_state_dict(state)
         again = read(resumed, "epoch")
@@ -157,7 +180,7 @@ def test_a_state_of_another_run_is_refused(split, changed, said):
     with open_stream(split) as stream:
         before = stream.state_dict()
         with pytest.raises(CheckpointError, match=said):
-            stream.load_state_dict({**before, **changed})
+            stream.load_state_dict(cast(StreamState, {**before, **changed}))
         assert stream.state_dict() == before
 
 
@@ -175,7 +198,7 @@ def test_a_flipped_byte_ends_the_stream_and_is_named(shard_set, tmp_path):
 
     seen: list[int] = []
     with open_stream(split) as stream, pytest.raises(CorruptShardError) as caught:
-        seen.extend(number for batch in stream.in_order() for number in batch.indices.tolist())
+        seen.extend(number for batch in stream.sequential_pass() for number in batch.indices.tolist())
     assert shard in str(caught.value)
     assert split.key(number) in str(caught.value)
     assert seen == list(range(20))  # 20 is a multiple of the micro batch: nothing before it is lost
@@ -205,7 +228,7 @@ def test_a_batch_is_not_overwritten_while_it_is_the_current_one(split, monkeypat
 
     monkeypatch.setattr(Split, "sample", counted)
     with open_stream(split, global_size=micro, micro=micro, prefetch=prefetch) as stream:
-        batches = stream.in_order()
+        batches = stream.sequential_pass()
         for step in range(stream.steps_per_epoch - prefetch - 1):
             batch = next(batches)
             for _ in range(micro * (prefetch + 1 if step == 0 else 1)):  # until all that is ahead has been read
@@ -247,13 +270,13 @@ def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(sp
 
     monkeypatch.setattr(Split, "sample", late)
     with open_stream(split, workers=2, prefetch=1) as stream:
-        passed = stream.in_order()
+        passed = stream.sequential_pass()
         next(passed)
         assert begun.wait(20)
         threading.Timer(0.2, going.set).start()
         passed.close()
         assert going.is_set()
-        for batch in stream.in_order():
+        for batch in stream.sequential_pass():
             for place in np.flatnonzero(batch.valid):
                 assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.indices[place])).all()
 

@@ -20,7 +20,7 @@ def test_gradients_add_up_over_micro_batches_and_are_forgotten_after_the_step():
             loss = model(part).sum()
             loss.backward()
             gradients.add_loss(loss)
-        torch.testing.assert_close(gradients.reduce(), model(images).sum().detach())
+        torch.testing.assert_close(gradients.all_reduce(), model(images).sum().detach())
         for p, gradient in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, gradient)
         gradients.zero()
@@ -31,6 +31,6 @@ def test_the_loss_that_is_returned_outlives_the_step():
     model = nn.Linear(1, 1)
     gradients = Gradients(model.parameters(), Accelerator(cpu=True))
     gradients.add_loss(torch.tensor(2.0))
-    loss = gradients.reduce()
+    loss = gradients.all_reduce()
     gradients.zero()
     assert loss == 2

@@ -27,35 +27,35 @@ def test_out_of_memory_is_noticed_and_other_errors_pass():
     memory = OomGuard()
     with memory:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert memory.exhausted
+    assert memory.tripped
     memory = OomGuard()
     with pytest.raises(RuntimeError, match="shapes"), memory:
         raise RuntimeError("shapes do not fit")
     with pytest.raises(KeyboardInterrupt), memory:
         raise KeyboardInterrupt
-    assert not memory.exhausted
+    assert not memory.tripped
 
 
 def test_an_allocation_that_really_fails_is_noticed():
     memory = OomGuard()
     with memory:
         torch.empty(2**60, dtype=torch.uint8)
-    assert memory.exhausted
+    assert memory.tripped
 
 
 def test_half_the_size_is_twice_the_accumulation():
     memory = OomGuard()
-    memory.exhausted = True
-    plan = memory.cut(PLAN, "auto")
-    assert not memory.exhausted
+    memory.tripped = True
+    plan = memory.halve_micro_batch(PLAN, "auto")
+    assert not memory.tripped
     assert (plan.micro_size, plan.accumulation_steps, plan.global_size) == (4, 2 * PLAN.accumulation_steps, 32)
 
 
 def test_what_cannot_be_cut_is_said_in_one_line():
     with pytest.raises(TrainingError, match=r"out of memory with 8 samples at once.*micro-size auto"):
-        OomGuard().cut(PLAN, 8)
+        OomGuard().halve_micro_batch(PLAN, 8)
     with pytest.raises(TrainingError, match="out of memory with 1 sample at once"):
-        OomGuard().cut(BatchPlan(global_size=2, micro_size=1, world_size=2), "auto")
+        OomGuard().halve_micro_batch(BatchPlan(global_size=2, micro_size=1, world_size=2), "auto")
 
 
 FAULTS = """

@@ -8,10 +8,15 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+from isicdist.data.stream import StreamState
 from isicdist.errors import TrainingError
 from isicdist.training.nonfinite import NonFiniteGuard
 
 ONE, NAN, INF = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))
+
+
+def at(epoch: int) -> StreamState:
+    return {"digest": "", "seed": 0, "window": None, "epoch": epoch, "consumed": 0}
 
 
 class Run:
@@ -22,14 +27,17 @@ class Run:
         self.adam = torch.optim.Adam([self.weight], lr=0.1, weight_decay=0.1, fused=True)
         names = [f"ISIC_{number}" for number in range(keys)]
         self.guard = NonFiniteGuard(
-            self.adam, limit=limit, scaled=scaled, keys_at=lambda position: [f"{position['epoch']}/{n}" for n in names]
+            self.adam,
+            limit=limit,
+            scaled=scaled,
+            sample_names=lambda position: [f"{position['epoch']}/{n}" for n in names],
         )
         self.step = 0
 
     def take(self, loss: Tensor, norm: Tensor) -> bool:
         self.step += 1
         self.weight.grad = torch.full((3,), float(norm))
-        bad = self.guard.judge(self.step, {"epoch": self.step, "consumed": 0}, loss, norm)
+        bad = self.guard.check(self.step, at(self.step), loss, norm)
         self.adam.step()
         return bool(bad)
 
@@ -68,7 +76,7 @@ def test_the_guard_and_the_gradient_scaler_agree_on_a_step():
         scaler.unscale_(run.adam)
         assert run.weight.grad is not None
         norm = run.weight.grad.norm()
-        bad = run.guard.judge(run.step, {"epoch": 0, "consumed": 0}, loss, norm)
+        bad = run.guard.check(run.step, at(0), loss, norm)
         optimizer.step()
         return bool(bad)
 

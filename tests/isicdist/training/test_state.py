@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from isicdist.config import OptimConfig, TrainConfig
-from isicdist.training.state import changes
+from isicdist.training.state import changed_settings
 from shards.errors import UsageError
 
 RUN = Path("runs/one")
@@ -19,8 +19,8 @@ def record(**more: object) -> dict:
 
 def test_each_change_is_one_line_and_no_change_is_none():
     after = {**record(world_size=2), "optim": TrainConfig(optim=OptimConfig(lr=0.001)).to_json()["optim"]}
-    assert changes(record(), after, RUN) == ["optim.lr 0.002 -> 0.001", "world_size 1 -> 2"]
-    assert changes(record(), record(), RUN) == []
+    assert changed_settings(record(), after, RUN) == ["optim.lr 0.002 -> 0.001", "world_size 1 -> 2"]
+    assert changed_settings(record(), record(), RUN) == []
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_each_change_is_one_line_and_no_change_is_none():
 )
 def test_what_the_run_stands_on_cannot_change(change, said):
     with pytest.raises(UsageError, match=f"^runs/one: trained with {said}; choose another --run"):
-        changes(record(), record(**change), RUN)
+        changed_settings(record(), record(**change), RUN)
