@@ -198,11 +198,17 @@ def report(run: Path) -> None:
 
 
 @app.command
-def doctor() -> int:
-    """Check this machine: versions, devices, processes that find each other, wandb."""
+def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+    """Check this machine: versions, devices, processes that find each other, wandb.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object instead of a table.
+    """
     from isicdist.doctor import run_doctor
 
-    return run_doctor()
+    return run_doctor(as_json=as_json)
 
 
 @app.command

@@ -1,12 +1,14 @@
-"""Is this machine fit to train? Each check looks at one thing and says what to do about it.
+"""Check the machine: versions, GPUs, bf16, NCCL, gloo, OMP_NUM_THREADS, disk, the launcher and wandb.
 
-Nothing here is guessed from a version number where it can be tried: two processes really find each other over
-gloo, and a JPEG really is decoded.
+A check tries a thing rather than compare its version where it can: two processes all-reduce over gloo, and a JPEG is
+encoded and decoded.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -24,13 +26,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shards.parallel.processes import available_cores
+
 State = Literal["ok", "warn", "fail"]
 
-_GLOO_SECONDS = 60.0
+_GLOO_TIMEOUT = 60.0  # seconds, for both processes to start, import torch and answer
 _GIB = 2**30
 _INSTALL = "pip install -c constraints.txt -e ."
 
-# One of two processes: adds its rank + 1 to the other's and prints the sum.
+# One of two ranks: prints the all-reduced sum of rank + 1, which is 3.
 _GLOO_PROCESS = """
 import datetime, sys
 import torch
@@ -48,56 +52,71 @@ dist.destroy_process_group()
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What one look at the machine found."""
+    """Result of one check."""
 
     name: str
+    """Name of the thing checked."""
     state: State
-    """ok; warn: training works but not as well or not as meant; fail: it will not work."""
+    """ok; warn: training works, but slower or other than intended; fail: it does not work."""
     found: str
-    """What there is, in one line."""
+    """Version or finding, in one line."""
     advice: str = ""
-    """What to do, in one line; empty where nothing is."""
+    """Remedy, in one line; empty for ok."""
 
 
-def run_doctor(console: Console | None = None) -> int:
-    """Print every check as a table (on stdout, or on `console`); return 1 if any failed, else 0."""
-    console = console or Console()
-    with console.status("Looking at this machine, and starting two processes on it"):
-        found = checks()
+def run_doctor(*, as_json: bool = False) -> int:
+    """Print every check on stdout; return the exit code, 1 if any check failed, else 0.
+
+    The checks are a table, or with `as_json` one object: `{"ok": true, "checks": [{"name": ..., "state": ...,
+    "found": ..., "advice": ...}, ...]}`.
+    """
+    if as_json:
+        results = run_checks()
+    else:
+        console = Console()
+        with console.status("Checking this machine, and starting two processes on it"):
+            results = run_checks()
+        console.print(_table(results))
+    ok = all(check.state != "fail" for check in results)
+    if as_json:
+        print(json.dumps({"ok": ok, "checks": [dataclasses.asdict(check) for check in results]}, indent=1))
+    return 0 if ok else 1
+
+
+def _table(results: list[Check]) -> Table:
     table = Table("check", "")
     table.add_column("found", overflow="fold")
     table.add_column("what to do", overflow="fold")
-    for check in found:
+    for check in results:
         style = {"ok": "green", "warn": "yellow", "fail": "bold red"}[check.state]
         table.add_row(check.name, f"[{style}]{check.state}[/]", escape(check.found), escape(check.advice))
-    console.print(table)
-    return 1 if any(check.state == "fail" for check in found) else 0
+    return table
 
 
-def checks() -> list[Check]:
-    """Look at everything. A look that breaks is a failed check, not an error."""
-    looks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+def run_checks() -> list[Check]:
+    """Run all checks, in the order of the table. A check that raises has failed."""
+    checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("versions", _versions),
         ("devices", _devices),
         ("threads", _threads),
-        ("memory and disk", _space),
+        ("memory and disk", _disk_space),
         ("processes", _processes),
         ("launch", _launch),
         ("JPEG", _jpeg),
         ("wandb", _wandb),
     ]
-    found: list[Check] = []
-    for name, look in looks:
+    results: list[Check] = []
+    for name, check in checks:
         try:
-            found.extend(look())
-        except Exception as error:  # whatever it is, the user has to see it beside the rest
+            results.extend(check())
+        except Exception as error:  # shown in the table next to the other results
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            found.append(Check(name=name, state="fail", found=line, advice=_INSTALL))
-    return found
+            results.append(Check(name=name, state="fail", found=line, advice=_INSTALL))
+    return results
 
 
 def _versions() -> Iterator[Check]:
-    """Python and every dependency against the ranges that this installation was made with."""
+    """Compare Python and every dependency with the version ranges of this installation's metadata."""
     try:
         metadata = importlib.metadata.metadata("isicdist")
     except importlib.metadata.PackageNotFoundError:
@@ -130,6 +149,7 @@ def _versions() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
+    """Look for GPUs, bf16 on the device that trains, and NCCL."""
     import torch
     from torch import distributed
     from torch.cuda import nccl
@@ -138,15 +158,15 @@ def _devices() -> Iterator[Check]:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        unused = torch.version.cuda is None and Path("/dev/nvidia0").exists()
+        unused_gpu = torch.version.cuda is None and Path("/dev/nvidia0").exists()
         yield Check(
             name="GPUs",
-            state="warn" if unused else "ok",
-            found="a GPU, but this torch is built for the CPU" if unused else "none; training runs on the CPU",
-            advice="install torch's CUDA build" if unused else "",
+            state="warn" if unused_gpu else "ok",
+            found="a GPU, but this torch is built for the CPU" if unused_gpu else "none; training runs on the CPU",
+            advice="install torch's CUDA build" if unused_gpu else "",
         )
         bf16 = cpu_has_bf16()
-        found = "in this CPU" if bf16 else "not in this CPU: float32 takes its place"
+        found = "in this CPU" if bf16 else "not in this CPU: float32 is used instead"
         yield Check(name="bf16", state="ok", found=found)
         return
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
@@ -168,25 +188,26 @@ def _devices() -> Iterator[Check]:
 
 
 def _threads() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    if not text:
-        said, fits = "OMP_NUM_THREADS not set: the launcher decides", True
-    else:
-        fits = text.isdecimal() and 1 <= int(text) <= cores
-        said = f"OMP_NUM_THREADS={text} for each process"
+    """Compare OMP_NUM_THREADS with the cores of this process's CPU affinity."""
+    cores = available_cores()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    fits = not threads or (threads.isdecimal() and 1 <= int(threads) <= cores)
+    setting = (
+        f"OMP_NUM_THREADS={threads} for each process" if threads else "OMP_NUM_THREADS not set: the launcher decides"
+    )
     yield Check(
         name="cores",
         state="ok" if fits else "warn",
-        found=f"{cores}; {said}",
+        found=f"{cores}; {setting}",
         advice="" if fits else "unset OMP_NUM_THREADS, or set it to cores / processes",
     )
 
 
-def _space() -> Iterator[Check]:
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        size = shutil.disk_usage(shared).total / _GIB
+def _disk_space() -> Iterator[Check]:
+    """Measure the shared memory that NCCL uses, and the free space of the current folder."""
+    shared_memory = Path("/dev/shm")
+    if shared_memory.is_dir():
+        size = shutil.disk_usage(shared_memory).total / _GIB
         yield Check(
             name="/dev/shm",
             state="ok" if size >= 1 else "warn",
@@ -203,14 +224,14 @@ def _space() -> Iterator[Check]:
 
 
 def _processes() -> Iterator[Check]:
-    """Two processes of this machine add 1 and 2 over gloo, within a minute."""
+    """All-reduce between two processes of this machine over gloo, within a minute."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    start = time.monotonic()
+    deadline = time.monotonic() + _GLOO_TIMEOUT
     with tempfile.TemporaryDirectory() as folder:
-        meeting = str(Path(folder) / "meeting")
-        both = [
+        rendezvous = str(Path(folder) / "rendezvous")
+        processes = [
             subprocess.Popen(
-                [sys.executable, "-c", _GLOO_PROCESS, meeting, str(rank), str(_GLOO_SECONDS / 2)],
+                [sys.executable, "-c", _GLOO_PROCESS, rendezvous, str(rank), str(_GLOO_TIMEOUT / 2)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -219,33 +240,30 @@ def _processes() -> Iterator[Check]:
             for rank in (0, 1)
         ]
         try:
-            said = [process.communicate(timeout=_left(start)) for process in both]
-            wrong = next((error for (out, error) in said if out.strip() != "3"), None)
+            outputs = [each.communicate(timeout=max(0.1, deadline - time.monotonic())) for each in processes]
+            failure = next((stderr for stdout, stderr in outputs if stdout.strip() != "3"), None)
         except subprocess.TimeoutExpired:
-            wrong = f"no answer within {_GLOO_SECONDS:.0f} s"
+            failure = f"no answer within {_GLOO_TIMEOUT:.0f} s"
         finally:
-            for process in both:
-                process.kill()
-                process.communicate()
-    last = wrong.strip().splitlines()[-1] if wrong and wrong.strip() else "no sum"
+            for each in processes:
+                each.kill()
+                each.communicate()
+    last_line = failure.strip().splitlines()[-1] if failure and failure.strip() else "no sum"
     yield Check(
         name="gloo",
-        state="ok" if wrong is None else "fail",
-        found="two processes found each other" if wrong is None else last,
-        advice="" if wrong is None else "name a network interface that works: export GLOO_SOCKET_IFNAME=lo",
+        state="ok" if failure is None else "fail",
+        found="two processes found each other" if failure is None else last_line,
+        advice="" if failure is None else "name a network interface that works: export GLOO_SOCKET_IFNAME=lo",
     )
 
 
-def _left(start: float) -> float:
-    return max(0.1, _GLOO_SECONDS - (time.monotonic() - start))
-
-
 def _launch() -> Iterator[Check]:
+    """Look for accelerate of this environment on PATH, and for a WORLD_SIZE that another launch left in the shell."""
     command = shutil.which("accelerate")
-    beside = Path(sys.executable).parent
+    scripts = Path(sys.executable).parent
     if command is None:
         state, found = "warn", "not on PATH"
-    elif Path(command).parent.resolve() != beside.resolve():
+    elif Path(command).parent.resolve() != scripts.resolve():
         state, found = "warn", f"{command} is of another environment"
     else:
         state, found = "ok", command
@@ -253,7 +271,7 @@ def _launch() -> Iterator[Check]:
         name="accelerate launch",
         state=state,
         found=found,
-        advice="" if state == "ok" else f"activate the environment: export PATH={beside}:$PATH",
+        advice="" if state == "ok" else f"activate the environment: export PATH={scripts}:$PATH",
     )
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -269,12 +287,13 @@ def _launch() -> Iterator[Check]:
         yield Check(
             name="WORLD_SIZE",
             state="fail",
-            found=f"{size}, left over from another launch: a run would wait for processes that don't exist",
+            found=f"{size}, left over from another launch: a run would wait for processes that do not exist",
             advice="unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT",
         )
 
 
 def _jpeg() -> Iterator[Check]:
+    """Encode and decode a JPEG with simplejpeg."""
     import numpy as np
     import simplejpeg
 
@@ -291,13 +310,14 @@ def _jpeg() -> Iterator[Check]:
 
 
 def _wandb() -> Iterator[Check]:
+    """Find the mode that wandb will run in."""
     from isicdist.training.tracking import resolve_wandb_mode
 
-    mode, why = resolve_wandb_mode()
+    mode, reason = resolve_wandb_mode()
     refused = os.environ.get("WANDB_MODE") == "online" and mode != "online"
     yield Check(
         name="wandb",
         state="warn" if refused else "ok",
-        found=f"{mode} ({why})",
+        found=f"{mode} ({reason})",
         advice="wandb login, or unset WANDB_MODE" if refused else "",
     )

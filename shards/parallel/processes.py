@@ -30,6 +30,11 @@ Work: TypeAlias = Callable[[Part, Shared, Advance], Result]
 """Function of a part, the object that all parts share, and `Advance`."""
 
 
+def available_cores() -> int:
+    """Count the cores that this process may run on: its CPU affinity where the system has one, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def run_parallel(
     work: Work[Part, Shared, Result],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import subprocess
 import sys
@@ -11,14 +11,14 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from isicdist import doctor
+from isicdist.cli import main
 from isicdist.doctor import Check
 
 
-def one(look: Callable[[], Iterator[Check]], name: str) -> Check:
-    (check,) = [check for check in look() if check.name == name]
+def one(checks: Callable[[], Iterator[Check]], name: str) -> Check:
+    (check,) = [check for check in checks() if check.name == name]
     return check
 
 
@@ -30,8 +30,8 @@ def _plain_environment(monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
-def test_everything_is_looked_at_and_this_machine_is_fit():
-    found = {check.name: check for check in doctor.checks()}
+def test_everything_is_checked_and_this_machine_is_fit():
+    found = {check.name: check for check in doctor.run_checks()}
     wanted = {"python", "torch", "accelerate", "webdataset", "simplejpeg", "wandb", "GPUs", "cores", "disk"}
     wanted |= {"gloo", "accelerate launch", "WORLD_SIZE", "JPEG"}
     assert wanted <= found.keys()
@@ -42,29 +42,41 @@ def test_everything_is_looked_at_and_this_machine_is_fit():
 
 
 @pytest.mark.parametrize(("states", "code"), [(["ok", "warn"], 0), (["ok", "fail", "warn"], 1)])
-def test_only_a_failure_changes_the_exit_code(monkeypatch, states, code):
+def test_only_a_failure_changes_the_exit_code(monkeypatch, capsys, states, code):
     found = [Check(name=f"[{state}]", state=state, found="a [b] c", advice="do [d]") for state in states]
-    monkeypatch.setattr(doctor, "checks", lambda: found)
-    console = Console(file=io.StringIO(), width=100)
-    assert doctor.run_doctor(console) == code
-    printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(doctor, "run_checks", lambda: found)
+    assert doctor.run_doctor() == code
+    printed = capsys.readouterr().out
     assert printed.count("a [b] c") == printed.count("do [d]") == len(states)
 
 
-def test_a_look_that_breaks_is_a_failed_check(monkeypatch):
+@pytest.mark.parametrize(("state", "code"), [("warn", 0), ("fail", 1)])
+def test_json_is_one_object_and_nothing_else(monkeypatch, capsys, state, code):
+    check = Check(name="disk", state=state, found="0.3 GiB free here", advice="make room")
+    monkeypatch.setattr(doctor, "run_checks", lambda: [check])
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--json"])
+    assert ended.value.code == code
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": state != "fail",
+        "checks": [{"name": "disk", "state": state, "found": "0.3 GiB free here", "advice": "make room"}],
+    }
+
+
+def test_a_check_that_raises_has_failed(monkeypatch):
     def broken() -> Iterator[Check]:
         raise OSError("libsomething.so: cannot open\nshared object file")
         yield
 
     for name in ("_devices", "_processes"):
         monkeypatch.setattr(doctor, name, broken)
-    found = {check.name: check for check in doctor.checks()}
+    found = {check.name: check for check in doctor.run_checks()}
     assert found["devices"].state == "fail"
     assert found["devices"].found == "OSError: libsomething.so: cannot open shared object file"
     assert found["JPEG"].state == "ok"
 
 
-def test_versions_are_held_against_the_installed_ranges(monkeypatch):
+def test_versions_are_compared_with_the_installed_ranges(monkeypatch):
     metadata = Message()
     metadata["Requires-Python"] = ">=3.99"
     for requirement in ("numpy<1", "pillow>=1", "no-such-package>=2", "pytest<1; extra == 'dev'"):
@@ -77,7 +89,7 @@ def test_versions_are_held_against_the_installed_ranges(monkeypatch):
     assert "constraints.txt" in numpy.advice
 
 
-def test_a_network_interface_that_is_not_there_is_said(monkeypatch):
+def test_a_missing_network_interface_is_named(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
     check = one(doctor._processes, "gloo")
     assert check.state == "fail"
@@ -85,7 +97,7 @@ def test_a_network_interface_that_is_not_there_is_said(monkeypatch):
     assert "GLOO_SOCKET_IFNAME" in check.advice
 
 
-def test_processes_that_never_answer_are_given_up_and_killed(monkeypatch):
+def test_processes_that_never_answer_are_killed(monkeypatch):
     started = []
     popen = subprocess.Popen
 
@@ -95,7 +107,7 @@ def test_processes_that_never_answer_are_given_up_and_killed(monkeypatch):
 
     monkeypatch.setattr(doctor.subprocess, "Popen", remember)
     monkeypatch.setattr(doctor, "_GLOO_PROCESS", "import time; time.sleep(100)")
-    monkeypatch.setattr(doctor, "_GLOO_SECONDS", 1.0)
+    monkeypatch.setattr(doctor, "_GLOO_TIMEOUT", 1.0)
     check = one(doctor._processes, "gloo")
     assert (check.state, check.found) == ("fail", "no answer within 1 s")
     assert len(started) == 2
@@ -112,7 +124,7 @@ def test_a_world_size_left_over_in_the_shell_fails(monkeypatch):
     assert one(doctor._launch, "WORLD_SIZE").state == "warn"
 
 
-def test_accelerate_of_another_environment_or_none_is_said(monkeypatch, tmp_path):
+def test_accelerate_of_another_environment_or_none_is_a_warning(monkeypatch, tmp_path):
     other = tmp_path / "accelerate"
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
@@ -131,11 +143,11 @@ def test_more_threads_than_cores_is_a_warning(monkeypatch, threads, state):
 
 
 @pytest.mark.parametrize(("gib", "state"), [(50, "ok"), (2, "warn"), (0.1, "fail")])
-def test_a_full_disk_is_said_before_training(monkeypatch, gib, state):
+def test_a_full_disk_is_found(monkeypatch, gib, state):
     size = int(gib * 2**30)
     usage = type(doctor.shutil.disk_usage("/"))(size, 0, size)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    assert one(doctor._space, "disk").state == state
+    assert one(doctor._disk_space, "disk").state == state
 
 
 def test_wandb_online_without_a_login_is_a_warning(monkeypatch):
