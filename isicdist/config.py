@@ -18,6 +18,8 @@ from typing import Any, Literal
 from shards.errors import UsageError
 
 Range = tuple[float, float]
+Precision = Literal["no", "bf16", "fp16"]
+"""Mixed precision by accelerate's names; no: float32."""
 Tta = Literal["off", "flips", "d4"]
 """Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
 

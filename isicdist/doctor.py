@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shards.errors import UsageError
 from shards.parallel.processes import available_cores
 
 State = Literal["ok", "warn", "fail"]
@@ -102,6 +103,7 @@ def run_checks() -> list[Check]:
         ("memory and disk", _disk_space),
         ("processes", _processes),
         ("launch", _launch),
+        ("environment", _environment),
         ("JPEG", _jpeg),
         ("wandb", _wandb),
     ]
@@ -154,7 +156,7 @@ def _devices() -> Iterator[Check]:
     from torch import distributed
     from torch.cuda import nccl
 
-    from isicdist.distributed.launch import cpu_has_bf16
+    from isicdist.network.cpu_precision import probe_cpu_precision
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
@@ -165,8 +167,13 @@ def _devices() -> Iterator[Check]:
             found="a GPU, but this torch is built for the CPU" if unused_gpu else "none; training runs on the CPU",
             advice="install torch's CUDA build" if unused_gpu else "",
         )
-        bf16 = cpu_has_bf16()
-        found = "in this CPU" if bf16 else "not in this CPU: float32 is used instead"
+        probed = probe_cpu_precision()
+        if not probed.gain:
+            found = "not in this CPU: float32 is used instead"
+        elif probed.precision == "bf16":
+            found = f"used where asked for: a training step is {probed.gain:.2f} times as fast as in float32"
+        else:
+            found = f"float32 is used instead: in bf16 a training step is {probed.gain:.2f} times as fast"
         yield Check(name="bf16", state="ok", found=found)
         return
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
@@ -274,22 +281,35 @@ def _launch() -> Iterator[Check]:
         advice="" if state == "ok" else f"activate the environment: export PATH={scripts}:$PATH",
     )
     size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
-        yield Check(name="WORLD_SIZE", state="ok", found="not set by a launcher, as it should be here")
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and size != "1":
         yield Check(
             name="WORLD_SIZE",
             state="warn",
             found=f"{size}: the doctor itself was started by a launcher",
             advice="it looks at one machine: isicdist doctor",
         )
-    else:
+    elif size not in ("", "1"):
         yield Check(
             name="WORLD_SIZE",
             state="fail",
             found=f"{size}, left over from another launch: a run would wait for processes that do not exist",
             advice="unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT",
         )
+    else:
+        yield Check(name="WORLD_SIZE", state="ok", found="not set by a launcher, as it should be here")
+
+
+def _environment() -> Iterator[Check]:
+    """List the environment variables that launchers, accelerate and torch would read, and refuse as a run would."""
+    from isicdist.distributed.environment import notable, read_environment
+
+    found = ", ".join(f"{name}={value}" for name, value in notable(os.environ).items()) or "none that matters is set"
+    try:
+        read_environment(dict(os.environ))
+    except UsageError as error:
+        yield Check(name="environment", state="fail", found=found, advice=str(error))
+    else:
+        yield Check(name="environment", state="ok", found=found)
 
 
 def _jpeg() -> Iterator[Check]:

@@ -25,6 +25,7 @@ from isicdist.errors import StoppedError
 from isicdist.evaluate import validate
 from isicdist.metrics.dice import DiceSummary
 from isicdist.network import best as best_model
+from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import MEAN, STD, normalise, to_unit
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
@@ -61,10 +62,10 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: str, run: Path) -> None:
         """Open the data, build or restore the model, and start no step yet. Every rank does."""
         self.config, self.run_folder = config, run
-        self.accelerator = launch.start(config.timeout)
+        self.accelerator = launch.start(config.timeout, probe_cpu=faster_cpu_precision)
 
         # Data: which samples there are, and how a global batch is cut for this many processes.
-        self.shards = ShardSet.open(data, NodeCache(limit=config.stream.cache_size))
+        self.shards = ShardSet.open(data, NodeCache(max_bytes=config.stream.cache_size))
         self.train_split, self.val_split = self.shards.split("train"), self.shards.split("val")
         check_split(self.train_split, self.accelerator.num_processes)
         world_size, side = self.accelerator.num_processes, self.train_split.size or 0
@@ -317,7 +318,7 @@ def model_metadata(config: TrainConfig, shards: ShardSet, step: int, best: float
     return {
         "architecture": dataclasses.asdict(config.model),
         "size": shards.size,
-        "fit": shards.index["built"]["fit"],
+        "fit": shards.index.built["fit"],
         "mean": MEAN,
         "std": STD,
         "threshold": threshold,

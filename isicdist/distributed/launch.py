@@ -6,89 +6,95 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, str_to_bool
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
 
+from isicdist.config import Precision
+from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
 from shards.errors import UsageError
 
-_HINT = "start with: accelerate launch --config_file launch/cpu2.yaml (or gpu8.yaml) ..."
 _PR_SET_PDEATHSIG = 1
 LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
-"""What the kernel is asked to send when the launcher has died: nobody else sends it."""
+"""Signal that the kernel sends when the launcher has died: nobody else sends it."""
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def start(timeout: float = 600) -> Accelerator:
-    """The Accelerator of this process: the GPU that is its own, or the CPU where there is none or none is wanted.
+def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = None) -> Accelerator:
+    """Make the Accelerator of this process: on the GPU of its local rank, or on the CPU.
 
-    `timeout`: seconds after which an exchange between processes that one of them has not joined fails.
+    `timeout`: seconds after which a collective that some process has not joined fails. `probe_cpu`: measures which
+    precision this CPU computes faster in, where bf16 is requested; the main process decides for all.
 
-    A CPU without instructions for bf16 computes in float32 where bf16 is asked for, and that is said.
-    Raises UsageError when the launcher meant more processes than take part, or fp16 is asked of a CPU.
+    Raises UsageError for an environment that `read_environment` refuses, for more processes than GPUs, when the
+    launcher meant more processes than take part, and for fp16 on a CPU.
     """
-    check_launch(os.environ)
+    launched = read_environment(os.environ)
     stop_with_launcher(os.environ)
-    cpu = not torch.cuda.is_available() or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if cpu and asked == "fp16":
-        raise UsageError("fp16 needs a GPU; launch with --mixed_precision bf16 or no")
+    cpu = not torch.cuda.is_available() or launched.use_cpu
+    _check_devices(launched, cpu=cpu)
     if cpu:
         disable_malloc_trim()
-    widened = cpu and asked == "bf16" and not cpu_has_bf16()
+    # accelerate hands on only what differs from its defaults, and 600 s is one of them.
+    handler = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout, milliseconds=1))
+    state = PartialState(cpu=cpu, **handler.to_kwargs())
+    precision = launched.mixed_precision
+    if cpu and precision == "bf16" and probe_cpu:
+        precision = broadcast_object_list([probe_cpu() if state.is_main_process else None])[0]
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision="no" if widened else None,  # None: as the launcher says
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        mixed_precision=precision,
+        kwargs_handlers=[handler],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        step_scheduler_with_optimizer=False,
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise UsageError(_mismatch(launched, accelerator.num_processes))
-    if widened:
-        said = "this CPU has no instructions for bf16: computing in float32, which is faster on it"
-        accelerator.on_main_process(print)(said, file=sys.stderr)
+    if launched.world_size != accelerator.num_processes:
+        raise UsageError(world_size_mismatch(launched.world_size, accelerator.num_processes))
+    for line in _precision_notes(launched, accelerator):
+        accelerator.on_main_process(print)(line, file=sys.stderr)
     return accelerator
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16, so that torch's convolutions are faster in it than in float32.
+def _check_devices(launched: LaunchEnvironment, *, cpu: bool) -> None:
+    if cpu:
+        if launched.mixed_precision == "fp16":
+            raise UsageError("fp16 needs a GPU; launch with --mixed_precision bf16 or no")
+    elif launched.local_world_size > (gpus := torch.cuda.device_count()):
+        raise UsageError(
+            f"{launched.local_world_size} processes on this machine, which has {gpus} GPU(s): NCCL wants one for each; "
+            f"launch with --num_processes {gpus}, or with ACCELERATE_USE_CPU=true on the CPU"
+        )
 
-    Without AVX-512 torch does not even hand them to oneDNN: a training step took 11 times as long on a CPU with AVX2
-    (`benchmarks/train_step.py`). On ARM the instructions are called bf16, too.
+
+def _precision_notes(launched: LaunchEnvironment, accelerator: Accelerator) -> list[str]:
+    """Give the lines to print where the precision is not what its name promises."""
+    if accelerator.device.type == "cpu":
+        changed = launched.mixed_precision != accelerator.mixed_precision
+        return ["bf16 is slower than float32 on this CPU: computing in float32"] if changed else []
+    notes: list[str] = []
+    if accelerator.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        notes.append("this GPU only emulates bf16, slowly: launch with --mixed_precision fp16")
+    if accelerator.mixed_precision == "no" and computes_tf32(accelerator.device):
+        notes.append("convolutions compute in TF32 here (10 bits of mantissa); NVIDIA_TF32_OVERRIDE=0 turns it off")
+    return notes
+
+
+def computes_tf32(device: torch.device) -> bool:
+    """Tell whether convolutions in float32 are computed in TF32 on this device (Ampere and later, by default)."""
+    if device.type != "cuda" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def stop_with_launcher(environ: Mapping[str, str]) -> None:
+    """Have the kernel send LAUNCHER_GONE when the launcher above this process has died. Linux only.
+
+    It ends the process, unless a `StopSignal` handles it. A process without a launcher may outlive its shell.
     """
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def check_launch(environment: Mapping[str, str]) -> None:
-    """Raise UsageError for an environment in which accelerate would train alone, or wait for nobody.
-
-    A real launch of several processes sets all four variables; a `WORLD_SIZE` left over in a shell has none of
-    the others. `accelerate launch --cpu --num_processes 2` starts one process with `MASTER_ADDR` and no
-    `WORLD_SIZE`.
-    """
-    launched = environment.get("WORLD_SIZE")
-    if launched is None and "MASTER_ADDR" in environment:
-        raise UsageError(f"the launcher started one process for several (--cpu does that, in silence); {_HINT}")
-    if launched not in (None, "1") and not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= environment.keys():
-        raise UsageError(_mismatch(launched, 1))
-
-
-def _mismatch(launched: int | str | None, taken_up: int) -> str:
-    return (
-        f"WORLD_SIZE is {launched}, but accelerate has set up {taken_up} process(es), so each would train alone; "
-        f"{_HINT}, or unset WORLD_SIZE"
-    )
-
-
-def stop_with_launcher(environment: Mapping[str, str]) -> None:
-    """Have the kernel send LAUNCHER_GONE when the launcher above this process has died.
-
-    It ends the process, unless a `StopSignal` hears it. Linux alone has it. A process without a launcher is left
-    alone: it may well outlive the shell it began in.
-    """
-    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & environment.keys()  # of several, of one
+    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & environ.keys()  # of several, of one
     if launched and sys.platform == "linux":
         launcher = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, LAUNCHER_GONE)
@@ -96,14 +102,11 @@ def stop_with_launcher(environment: Mapping[str, str]) -> None:
             os.kill(os.getpid(), LAUNCHER_GONE)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-
-
 def disable_malloc_trim() -> None:
-    """Have glibc keep the memory that this process frees; elsewhere nothing is changed.
+    """Have glibc cache the memory that this process frees; elsewhere nothing is changed.
 
-    It would give the activations of every step back to the kernel and take them anew, page by page: on a CPU a step
-    took an eighth longer for that. The process never shrinks below its peak, which the next step needs again.
+    It would return the activations of every step to the kernel and fault them in again, page by page: on a CPU a step
+    took an eighth longer. The process never shrinks below its peak, which the next step needs again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

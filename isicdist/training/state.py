@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch import nn
 
 from isicdist.config import RENAMED_SETTINGS, TrainConfig
 from isicdist.data.stream import StreamState
+from isicdist.distributed.environment import recorded
+from isicdist.distributed.launch import computes_tf32
 from isicdist.errors import CheckpointError
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Checkpoint
@@ -42,6 +45,12 @@ class RunRecord:
     """Processes."""
     mixed_precision: str
     """no, bf16 or fp16."""
+    tf32: bool
+    """Convolutions in float32 are computed in TF32 (GPUs from Ampere on)."""
+    device: str
+    """Name of the GPU, or cpu."""
+    environment: Mapping[str, str]
+    """Environment variables that may change the numbers or the speed."""
     versions: Mapping[str, str]
     """Versions of Python and of the packages that decide the numbers."""
 
@@ -54,6 +63,9 @@ class RunRecord:
             data_digest=data_digest,
             world_size=accelerator.num_processes,
             mixed_precision=accelerator.mixed_precision,
+            tf32=computes_tf32(accelerator.device),
+            device=torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else "cpu",
+            environment=recorded(os.environ),
             versions={
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in names},

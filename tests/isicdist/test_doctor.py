@@ -124,6 +124,16 @@ def test_a_world_size_left_over_in_the_shell_fails(monkeypatch):
     assert one(doctor._launch, "WORLD_SIZE").state == "warn"
 
 
+def test_variables_that_a_run_would_refuse_are_found(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    found = one(doctor._environment, "environment")
+    assert found.state == "fail"
+    assert "ACCELERATE_USE_FSDP=true" in found.found
+    assert "unset ACCELERATE_USE_FSDP" in found.advice
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert one(doctor._environment, "environment").state == "ok"
+
+
 def test_accelerate_of_another_environment_or_none_is_a_warning(monkeypatch, tmp_path):
     other = tmp_path / "accelerate"
     other.write_text("#!/bin/sh\n")

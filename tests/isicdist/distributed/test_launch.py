@@ -9,29 +9,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from isicdist.distributed import launch
 from isicdist.distributed.agree import AnyRank, raise_on_lost_rank
-from isicdist.distributed.launch import LAUNCHER_GONE, check_launch, stop_with_launcher
+from isicdist.distributed.environment import LaunchEnvironment
+from isicdist.distributed.launch import LAUNCHER_GONE, stop_with_launcher
 from isicdist.errors import TrainingError
 from shards.errors import UsageError
-
-LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-
-
-def test_a_real_launch_and_a_plain_start_are_taken():
-    check_launch(LAUNCHED)
-    check_launch({})
-    check_launch({"WORLD_SIZE": "1"})
-
-
-@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR"])
-def test_a_world_size_left_over_in_a_shell_is_refused(missing):
-    with pytest.raises(UsageError, match="WORLD_SIZE is 2"):
-        check_launch({name: value for name, value in LAUNCHED.items() if name != missing})
-
-
-def test_one_process_started_for_two_is_refused():
-    with pytest.raises(UsageError, match="started one process for several"):
-        check_launch({"MASTER_ADDR": "127.0.0.1"})
 
 
 def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(python, tmp_path):
@@ -43,16 +26,34 @@ def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(pyth
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "no")])
-def test_a_cpu_without_bf16_computes_in_float32_and_says_so(python, has, precision):
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_a_cpu_computes_in_the_precision_that_is_faster_on_it(python, precision):
     program = f"""
 from isicdist.distributed import launch
-launch.cpu_has_bf16 = lambda: {has}
-print(launch.start().mixed_precision)
+print(launch.start(probe_cpu=lambda: {precision!r}).mixed_precision)
 """
     done = python("-c", program, env={"ACCELERATE_MIXED_PRECISION": "bf16"})
     assert done.stdout.split() == [precision], done.stderr
-    assert ("no instructions for bf16: computing in float32" in done.stderr) is not has
+    assert ("bf16 is slower than float32 on this CPU" in done.stderr) is (precision == "no")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"), ("ACCELERATE_USE_FSDP", "true"), ("WORLD_SIZE", "two")],
+)
+def test_a_variable_left_over_in_the_shell_is_one_line_and_no_traceback(python, tmp_path, name, value):
+    done = python("-m", "isicdist", "evaluate", "--data", tmp_path, "--checkpoint", tmp_path, env={name: value})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name} is ")
+    assert done.stderr.count("\n") == 1
+    assert python("-m", "isicdist", "--help", env={name: value}).returncode == 0
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    launched = LaunchEnvironment(world_size=8, local_world_size=8, use_cpu=False, mixed_precision="bf16")
+    with pytest.raises(UsageError, match=r"8 processes on this machine, which has 4 GPU.*--num_processes 4"):
+        launch._check_devices(launched, cpu=False)
 
 
 def test_a_lost_rank_is_said_in_one_line_and_other_errors_pass():
