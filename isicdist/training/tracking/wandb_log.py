@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -84,7 +84,7 @@ class WandbLog(Sink):
                 self._run.log(values)
 
     @contextlib.contextmanager
-    def _drop_on_error(self) -> Iterator[None]:
+    def _drop_on_error(self) -> Generator[None]:
         try:
             yield
         except Exception as error:  # a dashboard never fails a run
