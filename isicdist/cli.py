@@ -212,6 +212,26 @@ def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = 
 
 
 @app.command
+def launch_file(name: str, /, *, out: Path | None = None) -> None:
+    """Print a launch file: cpu2, gpu1, gpu8, multinode (for `accelerate launch --config_file`) or slurm (for sbatch).
+
+    Parameters
+    ----------
+    name
+        The launch file.
+    out
+        Write it to this file instead, as launch/gpu8.yaml.
+    """
+    from isicdist.launch_file import read_launch_file, write_launch_file
+
+    if out is None:
+        print(read_launch_file(name), end="")
+    else:
+        write_launch_file(name, out)
+        print(f"{out}")
+
+
+@app.command
 def synth(*, out: Path, samples: int = 64, seed: int = 0) -> None:
     """Make images and masks that look like dermoscopy, named and laid out like the ISIC 2018 archives.
 

@@ -226,7 +226,7 @@ def recipes() -> list[str]:
 def load_recipe(name: str) -> dict[str, Any]:
     """The settings of a named recipe. Raises UsageError for a name that there is none of."""
     if name not in recipes():
-        raise UsageError(f"no recipe {name!r}{_nearest(name, recipes())}; there are: {', '.join(recipes())}")
+        raise UsageError(f"no recipe {name!r}{did_you_mean(name, recipes())}; there are: {', '.join(recipes())}")
     path = resources.files("isicdist") / "recipes" / f"{name}.toml"
     return parse_settings(path.read_text("utf-8"), f"recipe {name}")
 
@@ -256,7 +256,7 @@ def _check_keys(section: type, settings: dict[str, Any], where: str, prefix: str
     known = {f.name: f for f in dataclasses.fields(section)}
     for key, value in settings.items():
         if key not in known:
-            raise UsageError(f"{where}: unknown key {prefix}{key}{_nearest(key, list(known))}")
+            raise UsageError(f"{where}: unknown key {prefix}{key}{did_you_mean(key, list(known))}")
         factory = known[key].default_factory
         nested = isinstance(factory, type)
         if nested != isinstance(value, dict):
@@ -265,6 +265,7 @@ def _check_keys(section: type, settings: dict[str, Any], where: str, prefix: str
             _check_keys(factory, value, where, f"{prefix}{key}.")
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Suggest the nearest known name, as " (did you mean NAME?)"; empty if none is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
