@@ -34,13 +34,21 @@ from pathlib import Path
 import numpy as np
 
 from shards import format, layout
+from shards.format import ShardEntry
 from shards.inputs.match import pair_files
 from shards.inputs.source import File
 from shards.planning.duplicates import near_pairs
-from shards.planning.plan import BuildOptions, PlannedShard, cut, digest_of_files, plan_shards, splits_by_hash
+from shards.planning.plan import (
+    BuildOptions,
+    PlannedShard,
+    digest_of_files,
+    plan_shards,
+    split_into_parts,
+    splits_by_hash,
+)
 from shards.reader import ShardSet
 from shards.writing.index import publish_index
-from shards.writing.staging import ShardRecord
+from shards.writing.records import SampleRow, ShardRecord
 from shards.writing.target import WORK, open_target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +56,7 @@ OPEN = """
 import sys
 from shards.reader import ShardSet
 shard_set = ShardSet.open(sys.argv[1])
-print(sum(len(shard_set.split(name)) for name in shard_set.index["splits"]))
+print(sum(len(shard_set.split(name)) for name in shard_set.index.splits))
 """
 Row = tuple[str, float, float, float]
 """Name, wall seconds, CPU seconds, and the most megabytes that its process had until then."""
@@ -63,10 +71,11 @@ def record_of(shard: PlannedShard, random: np.random.Generator) -> ShardRecord:
     for pair, sizes, crc, area in zip(shard.pairs, numbers, crcs, areas, strict=True):
         if shard.split == "train":
             sizes[format.ORIGINAL] = 0
-        rows.append([pair.key, offset, sizes, crc, 450, 600, area])
+        rows.append(SampleRow(pair.key, offset, sizes, crc, 450, 600, area))
         offset += layout.sample_bytes(sizes)
     size = layout.shard_bytes(offset)
-    return ShardRecord(name=shard.name, samples=len(rows), bytes=size, sha256=f"{offset:064x}", rows=rows, flags={})
+    entry = ShardEntry(name=shard.name, samples=len(rows), bytes=size, sha256=f"{offset:064x}")
+    return ShardRecord(entry=entry, rows=rows, flags={})
 
 
 def build(samples: int, out: Path) -> list[Row]:
@@ -93,7 +102,7 @@ def build(samples: int, out: Path) -> list[Row]:
         splits = splits_by_hash((pair.key for pair in pairing.pairs), {}, {}, options)
     with measured("plan"):
         shards = plan_shards(pairing.pairs, splits, {}, options)
-        cut(shards, options, turn=0)
+        split_into_parts(shards, options, encoding_pass=0)
     with measured("duplicates"):
         near_pairs(hashes)
     with measured("(the records of the shards)"):
@@ -136,7 +145,7 @@ def main() -> None:
         turns = [(run("open", "-c", OPEN, folder), run("info", "-m", "shards", "info", folder)) for _ in range(4)]
         rows += [sorted(column)[1] for column in zip(*turns[1:], strict=True)]
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
-        shards = sum(len(split["shards"]) for split in ShardSet.open(folder).index["splits"].values())
+        shards = sum(len(split.shards) for split in ShardSet.open(folder).index.splits.values())
     table = "\n".join(f"| {name} | {wall:.2f} | {cpu:.2f} | {peak:.0f} |" for name, wall, cpu, peak in rows)
     text = f"""# A set of {given.samples:,} samples, {date.today()}
 

@@ -1,57 +1,53 @@
-"""Build a shard set: find and pair, encode every pair in parallel processes, plan, write the shards, the index last.
+"""Build a shard set: pair the inputs, encode the pairs in parallel, find duplicates, plan and write shards and index.
 
-A build that was killed is completed by running it again: DIR/.build holds what is done (`shards.writing.staging`).
+A build that was killed resumes when it is run again: DIR/.build holds what is done (`shards.writing.staging`).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from shards import format
 from shards.errors import SourceError, UsageError
+from shards.format import Index
 from shards.inputs.match import BadInputError, Pair, Pairing, Rejected, pair_files
-from shards.inputs.source import find
+from shards.inputs.source import open_sources
 from shards.parallel.dask import Cluster, connect
-from shards.parallel.processes import Advance, Work, run_parallel
-from shards.planning.duplicates import Duplicate, joined, kind_of, near_pairs
+from shards.parallel.processes import Advance, Work, available_cores, run_parallel
+from shards.planning.duplicates import Duplicate, kind_of, merge_groups, near_pairs
 from shards.planning.plan import (
     BuildOptions,
     Part,
     PlannedShard,
-    check_filled,
     check_groups,
-    cut,
+    check_not_empty,
     digest_of_files,
     plan_shards,
+    split_into_parts,
     splits_by_hash,
 )
 from shards.planning.split import read_groups, read_split_file
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
-from shards.writing.staging import (
-    PartRecord,
-    ShardRecord,
-    encode_part,
-    part_record_name,
-    shard_record_name,
-    tar_name,
-    write_shard,
-)
-from shards.writing.target import WORK, Target, open_target, publish, read
+from shards.writing.records import PartRecord, ShardRecord, part_record_name, shard_record_name, tar_name
+from shards.writing.staging import encode_part, write_shard
+from shards.writing.target import WORK, Target, open_target, read_bytes, write_bytes
 
 DUPLICATES = f"{WORK}/duplicates.json"
 Report = Callable[[int, int, str], None]
-"""Called now and then with the number of items done, of all items, and what is done to them."""
+"""Progress callback: the number of items done, of all items, and the name of the stage."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +55,10 @@ class BuildResult:
     """A complete shard set."""
 
     location: str
-    """The path or URL where it lies."""
-    index: dict[str, Any]
-    already: bool
-    """It was complete before this build, which left it as it is."""
+    """Path or URL of the set."""
+    index: Index
+    already_complete: bool
+    """The set was complete before this build, which changed nothing."""
 
 
 def build(
@@ -75,111 +71,124 @@ def build(
     scheduler: str | None = None,
     report: Report = lambda done, total, title: None,
 ) -> BuildResult:
-    """Pack the pairs of two places (paths or URLs; they may be one) into a shard set at `out`, a path or URL.
+    """Pack images and masks (paths or URLs of their sources, which may be the same) into a shard set at `out`.
 
-    The bytes depend on inputs and options only. `scheduler` is the address of a Dask cluster (`shards.parallel`) that
-    does the work in place of `workers` processes here. Raises SourceError, BadInputError when inputs are bad and
-    `options.on_bad_input` is fail (then nothing is left behind), UsageError when `out` holds something else.
+    The bytes depend on inputs and options only. The work is done by `workers` processes (None: one for each core), or
+    by the Dask cluster whose scheduler has the address `scheduler`. `report` is called with the progress.
+
+    Raises SourceError when the sources have no pair or a split gets none, BadInputError when inputs are bad and
+    `options.on_bad_input` is fail (`out` is left empty in both cases), UsageError when `out` holds something else,
+    ToolkitError when a worker is lost, OSError when a file cannot be written.
     """
     options = options or BuildOptions()
     if scheduler and workers is not None:
         raise UsageError("--workers and --scheduler: give one of the two; a cluster brings workers of its own")
-    workers = _cores() if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if workers < 1:
         raise UsageError(f"--workers {workers}: give 1 or more")
     if scheduler:  # its workers have working directories of their own
         images, masks, out = (
-            place if "://" in place else str(Path(place).absolute()) for place in (images, masks, str(out))
+            location if "://" in location else str(Path(location).absolute()) for location in (images, masks, str(out))
         )
     target = open_target(out)
-    sources, files = find([images, masks])
+    sources, files = open_sources([images, masks])
     try:
         pairing = pair_files(files, options.mask_suffix)
         keys = [pair.key for pair in pairing.pairs]
         groups = read_groups(options.groups, keys) if options.groups else {}
-        given = read_split_file(options.split_file, keys) if options.split_file else {}
-        if given:
-            check_groups(given, groups)
+        split_table = read_split_file(options.split_file, keys) if options.split_file else {}
+        if split_table:
+            check_groups(split_table, groups)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
         if target.exists(format.INDEX_NAME):
-            index = format.parse_index(read(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
-            _refuse_other(target, index["built"], built)
+            index = Index.parse(read_bytes(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
+            _check_same_build(target, index.built, built)
             target.clear(WORK)  # of a build that was killed just before its end
-            return BuildResult(location=target.location, index=index, already=True)
+            return BuildResult(location=target.location, index=index, already_complete=True)
         identity = {**built, "times": digest_of_files(files, with_times=True)}
         job = Job(target=target, sources=sources, options=options, identity=identity)
-        with connect(scheduler) if scheduler else nullcontext() as cluster, _begun(target, identity):
-            run = _Run(job=job, workers=workers, cluster=cluster, report=report)
-            index = _build(run, pairing, groups, given, built)
+        with connect(scheduler) if scheduler else nullcontext() as cluster, _locked(target, identity):
+            stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
+            index = _build(stages, pairing, groups, split_table, built)
     finally:
         for source in sources:
             source.close()
     target.clear(WORK)
-    return BuildResult(location=target.location, index=index, already=False)
+    return BuildResult(location=target.location, index=index, already_complete=False)
 
 
 def _build(
-    run: _Run, pairing: Pairing, groups: dict[str, str], given: dict[str, str], built: dict[str, Any]
-) -> dict[str, Any]:
-    """Encode the pairs, plan the shards by what that has found, put them together and publish the index."""
-    options, fail = run.job.options, run.job.options.on_bad_input == "fail"
+    stages: _Stages, pairing: Pairing, groups: dict[str, str], split_table: dict[str, str], built: dict[str, Any]
+) -> Index:
+    """Encode the pairs, find duplicates, plan the shards, write them and publish the index."""
+    options = stages.job.options
+    fail = options.on_bad_input == "fail"
+
+    # 1. Encode every pair, in the order of a plan that knows no duplicates yet.
     keys = [pair.key for pair in pairing.pairs]
-    first = given or splits_by_hash(keys, groups, {}, options)
-    if not (fail and pairing.rejected):  # or what is bad is said before any word about splits
-        check_filled(first, options, given)
-    spool = run.encode(cut(plan_shards(pairing.pairs, first, groups, options), options, turn=0))
-    bad = sorted(pairing.rejected + spool.rejected, key=lambda row: row.path)
-    if bad and (fail or not spool.hashes):
-        raise BadInputError(bad)
+    first_splits = split_table or splits_by_hash(keys, groups, {}, options)
+    if not (fail and pairing.rejected):  # or an empty split would be reported before the bad inputs
+        check_not_empty(first_splits, options, split_table)
+    first_shards = plan_shards(pairing.pairs, first_splits, groups, options)
+    encoded = stages.encode(split_into_parts(first_shards, options, encoding_pass=0))
+    rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
+    if rejected and (fail or not encoded.hashes):
+        raise BadInputError(rejected)
 
-    good = [pair for pair in pairing.pairs if pair.key in spool.hashes]
-    duplicates = run.duplicates(good, spool)
-    if given:
-        splits = {pair.key: given[pair.key] for pair in good}
+    # 2. Duplicates stay in one split, unless a split file says otherwise.
+    good = [pair for pair in pairing.pairs if pair.key in encoded.hashes]
+    duplicates = stages.find_duplicates(good, encoded)
+    if split_table:
+        splits = {pair.key: split_table[pair.key] for pair in good}
     else:
-        splits = splits_by_hash(spool.hashes, groups, joined(groups, duplicates), options)
-    check_filled(splits, options, given)
+        splits = splits_by_hash(encoded.hashes, groups, merge_groups(groups, duplicates), options)
+    check_not_empty(splits, options, split_table)
+
+    # 3. Encode again the few pairs that duplicates moved to a split that keeps the original masks.
     shards = plan_shards(good, splits, groups, options)
-    # Duplicates take a few pairs to a split that keeps the original masks, which their first split does not.
     moved = [
-        pair for pair in good if options.keeps_original(splits[pair.key]) > options.keeps_original(first[pair.key])
+        pair
+        for pair in good
+        if options.keeps_original(splits[pair.key]) and not options.keeps_original(first_splits[pair.key])
     ]
-    again = run.encode(cut(plan_shards(moved, splits, groups, options), options, turn=1))
-    records = run.write(shards, {**spool.part_of, **again.part_of})
-    return publish_index(run.job.target, built, options, pairing, records, bad, duplicates, splits)
+    moved_shards = plan_shards(moved, splits, groups, options)
+    encoded_again = stages.encode(split_into_parts(moved_shards, options, encoding_pass=1))
+
+    # 4. Assemble the shards, and publish the index.
+    records = stages.write_shards(shards, {**encoded.part_of, **encoded_again.part_of})
+    return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _refuse_other(target: Target, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise UsageError that says what differs, unless the two builds are the same."""
-    names = [name for name in sorted(there.keys() | wanted.keys()) if there.get(name) != wanted.get(name)]
+def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raise UsageError that names the differences between the build in the target and the requested one."""
+    names = [name for name in sorted(existing.keys() | requested.keys()) if existing.get(name) != requested.get(name)]
     if not names:
         return
     opaque = {"inputs": "the input files", "times": "the input files' times of change"}
-    told = [opaque.get(name) or f"{name} ({there.get(name)} there, {wanted.get(name)} here)" for name in names]
+    differences = [
+        opaque.get(name) or f"{name} ({existing.get(name)} there, {requested.get(name)} here)" for name in names
+    ]
     raise UsageError(
-        f"{target.location}: holds another build; it differs in {', '.join(told)}; give another --out or remove it"
+        f"{target.location}: holds another build; it differs in {', '.join(differences)}; "
+        "give another --out or remove it"
     )
 
 
 @contextmanager
-def _begun(target: Target, identity: dict[str, Any]) -> Iterator[None]:
-    """Begin a build, or take up the one that was begun, and keep others out during the block.
+def _locked(target: Target, identity: dict[str, Any]) -> Generator[None]:
+    """Start a build or resume it, with a lock on the target during the block.
 
-    When the block finds that the sources cannot be used, what was made is taken away.
+    A SourceError in the block deletes all files of the build. Raises UsageError when the target holds other files.
     """
-    with target.taken():
+    with target.lock():
         if target.exists(PLAN):
-            _refuse_other(target, json.loads(read(target, PLAN)), identity)
+            _check_same_build(target, json.loads(read_bytes(target, PLAN)), identity)
         elif target.has_foreign_files():
             target.clear(WORK)
             raise UsageError(
                 f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
             )
-        publish(target, PLAN, format.canonical_json(identity))
+        write_bytes(target, PLAN, format.canonical_json(identity))
         try:
             yield
         except SourceError:
@@ -188,112 +197,118 @@ def _begun(target: Target, identity: dict[str, Any]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spool:
-    """What the encoded parts hold."""
+class _Encoded:
+    """Outcome of the encoding of some parts."""
 
     part_of: dict[str, str]
-    """The part of each pair, by key."""
+    """Name of the part of each pair, by key."""
     hashes: dict[str, bytes]
-    """The hash of the image of each good pair, by key."""
+    """Hash of the image of each good pair, by key."""
     copied: set[str]
-    """The keys of the good pairs whose bytes are copied, which is what their hashes are of."""
+    """Keys of the good pairs that are copied undecoded: their hashes are those of bytes."""
     rejected: list[Rejected]
 
 
+class _NearPair(NamedTuple):
+    """Two pairs whose images have near hashes."""
+
+    first: Pair
+    second: Pair
+    distance: int
+    """Number of bits in which the hashes differ."""
+    copied: bool
+    """The hashes are those of bytes (`bytes_hash`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """The work on one build, in parallel processes here or on a cluster."""
+class _Stages:
+    """The parallel stages of one build, each of which resumes where a killed build stopped."""
 
     job: Job
     workers: int
     cluster: Cluster | None
     report: Report
 
-    def encode(self, parts: list[Part]) -> _Spool:
-        """Encode the parts that are not encoded yet; what all of them hold."""
-        there, missing = self._done(parts, lambda part: part_record_name(part.name))
+    def encode(self, parts: list[Part]) -> _Encoded:
+        """Encode the parts that are not encoded yet; the outcome of all of them."""
+        finished, remaining = self._by_record(parts, lambda part: part_record_name(part.name))
         total = sum(len(part.pairs) for part in parts)
-        spool = _Spool(
-            part_of={pair.key: part.name for part in parts for pair in part.pairs}, hashes={}, copied=set(), rejected=[]
-        )
-        done = total - sum(len(part.pairs) for part in missing)
-        with self._parallel(_encode, missing, "packing", total, done) as made:
-            before = (PartRecord.from_json(read(self.job.target, part_record_name(part.name))) for part in there)
-            for record in itertools.chain(made, before):
-                spool.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
-                spool.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
-                spool.rejected.extend(record.rejected)
-        return spool
+        done = total - sum(len(part.pairs) for part in remaining)
+        part_of = {pair.key: part.name for part in parts for pair in part.pairs}
+        encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), rejected=[])
+        with self._map(_encode, remaining, "packing", total, done) as new_records:
+            names = (part_record_name(part.name) for part in finished)
+            old_records = (PartRecord.from_json(read_bytes(self.job.target, name)) for name in names)
+            for record in itertools.chain(new_records, old_records):
+                encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
+                encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
+                encoded.rejected.extend(record.rejected)
+        return encoded
 
-    def duplicates(self, pairs: list[Pair], spool: _Spool) -> list[Duplicate]:
-        """The images that show the same thing; kept beside the plan for a build that is taken up again."""
+    def find_duplicates(self, pairs: list[Pair], encoded: _Encoded) -> list[Duplicate]:
+        """Find the images that show the same thing, or read the list that a killed build has written."""
         if self.job.target.exists(DUPLICATES):
-            return [Duplicate(*row) for row in json.loads(read(self.job.target, DUPLICATES))]
-        table = np.frombuffer(b"".join(spool.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
+            return [Duplicate(*row) for row in json.loads(read_bytes(self.job.target, DUPLICATES))]
+        hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
         near = [
-            _Near(pairs[i], pairs[j], distance, pairs[i].key in spool.copied) for i, j, distance in near_pairs(table)
+            _NearPair(pairs[i], pairs[j], distance, pairs[i].key in encoded.copied)
+            for i, j, distance in near_pairs(hashes)
         ]
-        with self._parallel(_kind, near, "comparing", len(near)) as kinds:
-            found = [
-                Duplicate(max(left.key, right.key), min(left.key, right.key), kind, distance)
-                for (left, right, distance, _), kind in zip(near, kinds, strict=True)
-                if kind
-            ]
-        publish(self.job.target, DUPLICATES, format.canonical_json([astuple(duplicate) for duplicate in found]))
-        return found
+        with self._map(_compare, near, "comparing", len(near)) as results:
+            duplicates = [duplicate for duplicate in results if duplicate]
+        rows = [astuple(duplicate) for duplicate in duplicates]
+        write_bytes(self.job.target, DUPLICATES, format.canonical_json(rows))
+        return duplicates
 
-    def write(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
-        """Write the shards that are not there yet; the records of all of them, in the plan's order.
+    def write_shards(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
+        """Write the shards that are not written yet; the records of all of them, in the plan's order.
 
-        A part is deleted when the last shard that needs it is published, so that the disk holds little twice.
+        A part is deleted when the last shard that needs it is published, so that little is on the disk twice.
         """
-        work = [(shard, [part_of[pair.key] for pair in shard.pairs]) for shard in shards]
-        _, missing = self._done(work, lambda item: shard_record_name(item[0]))
-        needed = Counter(part for _, parts in missing for part in set(parts))
-        self.job.target.delete(tar_name(part) for part in set(part_of.values()) - needed.keys())
+        items = [(shard, [part_of[pair.key] for pair in shard.pairs]) for shard in shards]
+        _, remaining = self._by_record(items, lambda item: shard_record_name(item[0]))
+        shards_of_part = Counter(part for _, parts in remaining for part in set(parts))
+        self.job.target.delete(tar_name(part) for part in set(part_of.values()) - shards_of_part.keys())
         total = sum(len(shard.pairs) for shard in shards)
-        done = total - sum(len(shard.pairs) for shard, _ in missing)
-        with self._parallel(_write, missing, "writing", total, done) as written:
-            for _, (_, parts) in zip(written, missing, strict=True):
-                needed.subtract(set(parts))
-                self.job.target.delete(tar_name(part) for part in set(parts) if not needed[part])
-        return [ShardRecord.from_json(read(self.job.target, shard_record_name(shard))) for shard in shards]
+        done = total - sum(len(shard.pairs) for shard, _ in remaining)
+        with self._map(_write, remaining, "writing", total, done) as written:
+            for _, (_, parts) in zip(written, remaining, strict=True):
+                shards_of_part.subtract(set(parts))
+                self.job.target.delete(tar_name(part) for part in set(parts) if not shards_of_part[part])
+        names = (shard_record_name(shard) for shard in shards)
+        return [ShardRecord.from_json(read_bytes(self.job.target, name)) for name in names]
 
-    def _done(self, items: list[Any], record_name: Callable[[Any], str]) -> tuple[list[Any], list[Any]]:
-        """The items that a build before this one has done, and the others."""
-        names = {f"{WORK}/{name}" for name in self.job.target.work()}
-        done = [item for item in items if record_name(item) in names]
-        return done, [item for item in items if record_name(item) not in names]
+    def _by_record(self, items: list[Item], record_name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
+        """Divide items into those whose record is in the work folder, and the others."""
+        names = {f"{WORK}/{name}" for name in self.job.target.work_files()}
+        finished = [item for item in items if record_name(item) in names]
+        return finished, [item for item in items if record_name(item) not in names]
 
-    def _parallel(
-        self, work: Work, parts: list[Any], title: str, total: int, before: int = 0
-    ) -> AbstractContextManager[Iterator[Any]]:
+    def _map(
+        self, work: Work[Item, Job, Result], items: list[Item], stage: str, total: int, done_before: int = 0
+    ) -> AbstractContextManager[Iterator[Result]]:
+        """Map `work` over the items, in order, in processes here or on the cluster, with progress reports."""
+
         def report(done: int) -> None:
-            self.report(before + done, total, title)
+            self.report(done_before + done, total, stage)
 
         if self.cluster is not None:
-            return nullcontext(self.cluster.map_ordered(work, parts, self.job, report))
-        return run_parallel(work, parts, self.job, workers=min(self.workers, max(1, len(parts))), report=report)
+            return nullcontext(self.cluster.map_ordered(work, items, self.job, report))
+        return run_parallel(work, items, self.job, workers=min(self.workers, max(1, len(items))), report=report)
 
 
 def _encode(part: Part, job: Job, advance: Advance) -> PartRecord:
     return encode_part(job.target, part, job.sources, job.options, advance)
 
 
-class _Near(NamedTuple):
-    """Two images whose hashes are near."""
-
-    left: Pair
-    right: Pair
-    distance: int
-    copied: bool
-    """Whether the hashes are of bytes."""
-
-
-def _kind(near: _Near, job: Job, advance: Advance) -> str | None:
-    kind = kind_of(near.left, near.right, job.sources, copied=near.copied)
+def _compare(near: _NearPair, job: Job, advance: Advance) -> Duplicate | None:
+    """Compare two images with near hashes; None when they are no duplicates."""
+    kind = kind_of(near.first, near.second, job.sources, copied=near.copied)
     advance()
-    return kind
+    if kind is None:
+        return None
+    smaller, greater = sorted((near.first.key, near.second.key))
+    return Duplicate(greater, smaller, kind, near.distance)
 
 
 def _write(item: tuple[PlannedShard, list[str]], job: Job, advance: Advance) -> None:

@@ -19,10 +19,16 @@ def read_column_of(spec: str, flag: str, example: str) -> tuple[str, dict[str, s
 
     `example` is a column name for the message. Raises UsageError that names `flag`.
     """
+    path, column = parse_column_spec(spec, flag, example)
+    return column, read_column(path, column, flag)
+
+
+def parse_column_spec(spec: str, flag: str, example: str) -> tuple[Path, str]:
+    """Split FILE.csv:COLUMN into path and column; `example` is a column name for the UsageError, which names `flag`."""
     path, _, column = spec.rpartition(":")
     if not path:
         raise UsageError(f"{flag} {spec}: write FILE.csv:COLUMN, as in metadata.csv:{example}")
-    return column, read_column(Path(path), column, flag)
+    return Path(path), column
 
 
 def read_column(path: Path, column: str, flag: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""From folders and archives to checked, decoded pairs of image and mask."""
+"""Find input files, pair images with masks, decode and check them."""

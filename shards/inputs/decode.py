@@ -1,4 +1,7 @@
-"""Decode and check one image with its mask, whatever modes, depths and rotations they come in."""
+"""Decode and check one image with its mask: any mode, bit depth and EXIF orientation of a JPEG, PNG or BMP.
+
+`load_pair` decodes; `read_raw_pair` and `probe_raw_pair` find the pairs that can be copied without being decoded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,13 +28,16 @@ from shards.inputs.source import MAX_FILE_BYTES, File, FolderSource, Source
 
 FORMATS = ("JPEG", "PNG", "BMP")
 EXIF_ORIENTATION = 0x0112
-# A JPEG is decoded at no less than SCALE_MARGIN times the size it is shown at. Fitted from that to 64 to 768 pixels,
-# every one of 40 real photographs is SCALED_DB or nearer (peak signal-to-noise ratio) to itself decoded in full, 19
-# of 20 are 43 dB or nearer; those of 2048 x 1536 at 512 pixels are 41 dB. Storing them as JPEG costs 36 to 47 dB.
+# A JPEG is decoded at no less than SCALE_MARGIN times its target size. Resized from that to 64 to 768 pixels, every
+# one of 40 real photographs has a PSNR (peak signal-to-noise ratio) of MIN_SCALED_PSNR dB or more against the same
+# one decoded in full, 19 of 20 have 43 dB; those of 2048 x 1536 at 512 pixels have 41 dB. Storing them as JPEG costs
+# more: 36 to 47 dB.
 SCALE_MARGIN = 1.5
-SCALED_DB = 38
-LEAST_SIDE = 64  # pixels that a scaled JPEG keeps: enough to look for duplicates
-TURNS = {
+MIN_SCALED_PSNR = 38
+MIN_SCALED_SIDE = 64  # pixels of each side of a scaled JPEG: enough for the perceptual hash
+# How the pixels are turned upright, by EXIF orientation. `PIL.ImageOps.exif_transpose` has the same table, but also
+# writes the EXIF block anew, and so fails on a damaged tag anywhere in it.
+TRANSPOSE_OF = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -40,8 +46,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders, simplejpeg and zipfile raise on damaged bytes.
-DAMAGE = (
+# Raised by Pillow's decoders, simplejpeg and zipfile on damaged bytes.
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -55,14 +61,14 @@ DAMAGE = (
 
 
 class BadPairError(Exception):
-    """A pair that cannot be used: which file of it, the reason code and the detail."""
+    """Pair that cannot be used: `file` is the bad one of the two, `reason` a key of `REASONS`, `detail` a text."""
 
     def __init__(self, file: File, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.file, self.reason, self.detail = file, reason, detail
 
     def rejected(self, pair: Pair) -> list[Rejected]:
-        """A row for each of the two files."""
+        """Rows for the list of rejected files: the bad one, and its partner."""
         partner = pair.mask if self.file is pair.image else pair.image
         return [
             Rejected(self.file.name, self.reason, self.detail),
@@ -72,60 +78,66 @@ class BadPairError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A checked pair, the image upright and the mask the same way round."""
+    """A decoded and checked pair: the image upright, and the mask with it."""
 
     picture: Image.Image
     """The image, RGB; it may be decoded at a reduced scale."""
-    fit: ResizePlan
-    """How the upright original is fitted."""
+    resize_plan: ResizePlan
+    """Resizing of the upright original to the square."""
     mask: Image.Image
-    """Grey at the original resolution: 255 where the lesion is, else 0."""
+    """The mask at its original resolution, mode L: 255 where the lesion is, else 0."""
     flags: list[str]
-    """What is odd without being wrong: constant-mask, grey-mask (values between black and white)."""
+    """Oddities that are no errors: constant-mask, grey-mask (values between black and white)."""
     jpeg: bytes | None
     """The source's bytes, where they are an upright RGB JPEG that can be copied as they are."""
 
 
-def load(pair: Pair, sources: list[Source], kind: str, side: int | None) -> Decoded:
-    """Read, decode and check a pair, to be fitted as `ResizePlan.of` says with `kind` and `side`.
+def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) -> Decoded:
+    """Read, decode and check a pair, to be resized by `ResizePlan.of` with `mode` and `side`.
 
-    A JPEG is decoded at a reduced scale where that is enough for the fit, or where its bytes can be copied (which
-    reads every byte of it all the same). Raises BadPairError.
+    A JPEG is decoded at a reduced scale where that is enough for the resized image, or where its bytes can be copied
+    (every byte of it is read all the same). Raises BadPairError.
     """
     data = _bytes(pair.image, sources)
     picture = _header(pair.image, data)
     mask_picture = _header(pair.mask, _bytes(pair.mask, sources))
     with _as_bad_pair(pair.mask):
         mask, flags = _mask(pair.mask, mask_picture)
-        own_turn = _orientation(mask_picture)
+        mask_tag = _orientation(mask_picture)
     with _as_bad_pair(pair.image):
-        turn = _orientation(picture)
-    mask_turn = _turn_of_mask(pair, picture, mask_picture, turn, own_turn)
+        orientation = _orientation(picture)
+    mask_orientation = _mask_orientation(pair, picture, mask_picture, orientation, mask_tag)
     rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
-    width, height = picture.size[::-1] if turn >= 5 else picture.size
-    fit = ResizePlan.of(kind, height, width, side)
+    width, height = _upright_size(picture, orientation)
+    plan = ResizePlan.of(mode, height, width, side)
     with _as_bad_pair(pair.image):
-        image = _rgb_of_jpeg(data, picture, _least_size(fit) if turn == 1 else (0, 0)) if rgb_jpeg else _rgb(picture)
-    if turn != 1:
-        image = image.transpose(TURNS[turn])
-    if mask_turn != 1:
-        mask = mask.transpose(TURNS[mask_turn])
-    return Decoded(picture=image, fit=fit, mask=mask, flags=flags, jpeg=data if rgb_jpeg and turn == 1 else None)
+        if rgb_jpeg:
+            image = _rgb_of_jpeg(data, picture, _min_decoded_size(plan) if orientation == 1 else (0, 0))
+        else:
+            image = _rgb(picture)
+    return Decoded(
+        picture=_upright(image, orientation),
+        resize_plan=plan,
+        mask=_upright(mask, mask_orientation),
+        flags=flags,
+        jpeg=data if rgb_jpeg and orientation == 1 else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawPair:
-    """A pair that can be copied as it is: its bytes, by whose headers nothing is odd."""
+    """Bytes of a pair that can be copied undecoded: an upright RGB JPEG and a grey PNG of its size."""
 
     jpeg: bytes
     png: bytes
-    fit: ResizePlan
+    resize_plan: ResizePlan
+    """The plan that changes nothing: it has the original's size."""
 
 
 def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
-    """A pair of an upright RGB JPEG and a grey PNG of its size, both whole by their headers; None for any other.
+    """Read a pair of an upright RGB JPEG and a grey PNG of its size, both whole by their headers; None for any other.
 
-    Nothing is decoded. Whatever is odd is for `load`, which says what is wrong with it. Raises BadPairError.
+    Nothing is decoded. A pair that gets None is for `load_pair`, which names what is wrong. Raises BadPairError.
     """
     jpeg, png = _bytes(pair.image, sources), _bytes(pair.mask, sources)
     size = plain_png(png)
@@ -137,32 +149,33 @@ def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
             upright = _orientation(picture) == 1
         if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
             return None
-    return RawPair(jpeg=jpeg, png=png, fit=ResizePlan.of("original", size[1], size[0], None))
+    return RawPair(jpeg=jpeg, png=png, resize_plan=ResizePlan.of("original", size[1], size[0], None))
 
 
 def probe_raw_pair(pair: Pair, images: FolderSource, sources: list[Source]) -> tuple[ResizePlan, bytes] | None:
-    """Geometry, and head and tail bytes of the image, of a pair that can be copied undecoded; None for any other.
+    """The resize plan, and head and tail bytes of the image, of a pair that can be copied undecoded; else None.
 
-    `images`: where the image lies. What is between its ends is read only where they do not tell. Raises BadPairError.
+    `images` is the source of the image, which is read whole only where its head and tail do not suffice. Raises
+    BadPairError.
     """
     ends = _read_checked(pair.image, images.read_ends)
     size = plain_jpeg(ends)
     if size is not None and plain_png(_bytes(pair.mask, sources)) == size:
         return ResizePlan.of("original", size[1], size[0], None), ends
-    whole = read_raw_pair(pair, sources)
-    return (whole.fit, ends) if whole else None
+    raw = read_raw_pair(pair, sources)
+    return (raw.resize_plan, ends) if raw else None
 
 
-def load_image(file: File, sources: list[Source], kind: str, side: int | None) -> tuple[Image.Image, ResizePlan]:
-    """Read and decode one image that has no mask: upright, RGB, and how it is to be fitted. Raises BadPairError."""
-    data = _bytes(file, sources)
-    picture = _header(file, data)
+def load_image(file: File, sources: list[Source], mode: str, side: int | None) -> tuple[Image.Image, ResizePlan]:
+    """Read and decode one image without a mask, in full; the upright RGB image and its plan by `mode` and `side`.
+
+    Raises BadPairError.
+    """
+    picture = _header(file, _bytes(file, sources))
     with _as_bad_pair(file):
-        turn = picture.getexif().get(EXIF_ORIENTATION, 1)
-        image = _rgb(picture)
-        if turn in TURNS and turn != 1:
-            image = image.transpose(TURNS[turn])
-    return image, ResizePlan.of(kind, image.height, image.width, side)
+        orientation = _orientation(picture)
+        image = _upright(_rgb(picture), orientation)
+    return image, ResizePlan.of(mode, image.height, image.width, side)
 
 
 def _bytes(file: File, sources: list[Source]) -> bytes:
@@ -170,13 +183,13 @@ def _bytes(file: File, sources: list[Source]) -> bytes:
 
 
 def _read_checked(file: File, read: Callable[[str], bytes]) -> bytes:
-    """What `read`, of the file's source, gives of it; never nothing."""
+    """Read a file by `read` of its source. Raises BadPairError when it is too large, unreadable or empty."""
     if file.size > MAX_FILE_BYTES:
         raise BadPairError(file, "pixel-limit", f"{file.size} bytes, more than {MAX_FILE_BYTES}")
     with _as_bad_pair(file):
         try:
             data = read(file.name)
-        except FileNotFoundError as error:  # no bad input: another machine does not see it, or somebody is at work
+        except FileNotFoundError as error:  # no bad input: it was moved, or another machine does not see it
             raise ToolkitError(
                 f"{error.filename or file.name} was there and is gone; leave the sources as they are, and run again"
             ) from error
@@ -186,14 +199,14 @@ def _read_checked(file: File, read: Callable[[str], bytes]) -> bytes:
 
 
 def _header(file: File, data: bytes) -> Image.Image:
-    """The picture with its header read and its size within the limit."""
+    """Read the header of a picture, and check its format and its number of pixels. Raises BadPairError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is MAX_PIXELS, below
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadPairError(file, "pixel-limit", str(error)) from error
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise BadPairError(file, "unreadable", "not a whole JPEG, PNG or BMP header") from error
     if picture.width * picture.height > codecs.MAX_PIXELS:
         detail = f"{picture.width} × {picture.height} pixels, more than {codecs.MAX_PIXELS}"
@@ -202,32 +215,32 @@ def _header(file: File, data: bytes) -> Image.Image:
 
 
 @contextmanager
-def _as_bad_pair(file: File) -> Iterator[None]:
-    """Turn what a decoder raises on damaged bytes into a BadPairError for `file`."""
+def _as_bad_pair(file: File) -> Generator[None]:
+    """Re-raise a decoder's error on damaged bytes as BadPairError for `file`."""
     try:
         yield
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         text = str(error) or type(error).__name__
         short = any(word in text.lower() for word in ("truncated", "premature end", "unexpected end"))
         raise BadPairError(file, "truncated" if short else "unreadable", text) from error
 
 
-def _least_size(fit: ResizePlan) -> tuple[int, int]:
-    """(height, width) in pixels at which an upright JPEG is good enough; (0, 0): in full."""
-    if fit.mode == "original":
-        return LEAST_SIDE, LEAST_SIDE
-    left, top, right, bottom = fit.source
-    scale = max(fit.target[2] - fit.target[0], 1) / (right - left)
-    scale = SCALE_MARGIN * max(scale, max(fit.target[3] - fit.target[1], 1) / (bottom - top))
+def _min_decoded_size(plan: ResizePlan) -> tuple[int, int]:
+    """Least (height, width) in pixels to which an upright JPEG may be scaled when decoded; (0, 0): not at all."""
+    if plan.mode == "original":
+        return MIN_SCALED_SIDE, MIN_SCALED_SIDE
+    left, top, right, bottom = plan.source
+    scale = max(plan.target[2] - plan.target[0], 1) / (right - left)
+    scale = SCALE_MARGIN * max(scale, max(plan.target[3] - plan.target[1], 1) / (bottom - top))
     if scale >= 1:
         return 0, 0
-    height, width = (max(math.ceil(length * scale), LEAST_SIDE) for length in fit.original)
+    height, width = (max(math.ceil(length * scale), MIN_SCALED_SIDE) for length in plan.original)
     return height, width
 
 
-def _rgb_of_jpeg(data: bytes, picture: Image.Image, least: tuple[int, int]) -> Image.Image:
-    """The picture in full, or at the smallest scale that keeps `least` (height, width) pixels."""
-    height, width = least
+def _rgb_of_jpeg(data: bytes, picture: Image.Image, min_size: tuple[int, int]) -> Image.Image:
+    """Decode an RGB JPEG at the smallest scale that has `min_size` (height, width) pixels; (0, 0): in full."""
+    height, width = min_size
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, fastdct=False)
     except ValueError as error:
@@ -241,7 +254,7 @@ def _rgb_of_jpeg(data: bytes, picture: Image.Image, least: tuple[int, int]) -> I
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16 bits by their upper byte, palettes looked up, transparency dropped."""
+    """Convert any mode to RGB: 16 bits by their upper byte, palettes looked up, transparency dropped."""
     if picture.mode.startswith("I"):
         return Image.fromarray(_upper_byte(picture)).convert("RGB")
     if picture.mode in ("P", "PA"):
@@ -255,7 +268,7 @@ def _upper_byte(picture: Image.Image) -> np.ndarray:
 
 
 def _mask(file: File, picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The mask in grey, of 0 and 255 only, and its flags."""
+    """The mask in mode L, of 0 and 255 only, and its flags. Raises BadPairError when nothing is above the threshold."""
     if picture.mode == "L":
         values = np.asarray(picture)
     elif picture.mode == "1":
@@ -265,13 +278,13 @@ def _mask(file: File, picture: Image.Image) -> tuple[Image.Image, list[str]]:
     else:
         # A lesion may be marked in colour, so its brightest channel counts.
         values = np.asarray(_rgb(picture)).max(axis=2)
-    least, most = int(values.min()), int(values.max())
+    low, high = int(values.min()), int(values.max())
     black_and_white = (values + np.uint8(1)).max() <= 1  # 255 + 1 is 0
-    flags = []
-    if 0 < most <= codecs.FOREGROUND:
-        detail = f"its values are {least} to {most}, none above {codecs.FOREGROUND}; lesion must be 255"
+    flags: list[str] = []
+    if 0 < high <= codecs.FOREGROUND:
+        detail = f"its values are {low} to {high}, none above {codecs.FOREGROUND}; lesion must be 255"
         raise BadPairError(file, "mask-values", detail)
-    if most == 0 or least > codecs.FOREGROUND:
+    if high == 0 or low > codecs.FOREGROUND:
         flags.append("constant-mask")
     if not black_and_white and np.count_nonzero(np.bincount(values.ravel())) > 2:
         flags.append("grey-mask")
@@ -281,27 +294,37 @@ def _mask(file: File, picture: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation to undo; 1 for none."""
-    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
-    return turn if turn in TURNS else 1
+    """The EXIF orientation, 2 to 8; 1 where there is none, or one that EXIF does not have."""
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in TRANSPOSE_OF else 1
 
 
-def _turn_of_mask(pair: Pair, image: Image.Image, mask: Image.Image, turn: int, own_turn: int) -> int:
-    """The orientation to undo in the mask, when the image has `turn` and the mask `own_turn`.
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """Undo an EXIF orientation."""
+    return picture if orientation == 1 else picture.transpose(TRANSPOSE_OF[orientation])
 
-    A mask says nothing of its own as a rule: it was drawn on the upright image, or on the stored pixels and
-    then turns with them. The sizes say which. Where they cannot (a half turn, a square), the pair is refused.
+
+def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
+    """(width, height) of a picture once its EXIF orientation is undone."""
+    width, height = picture.size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def _mask_orientation(pair: Pair, image: Image.Image, mask: Image.Image, orientation: int, mask_tag: int) -> int:
+    """The EXIF orientation to undo in the mask, when the image has `orientation` and the mask's own tag is `mask_tag`.
+
+    A mask has no tag as a rule: it was drawn on the upright image, or on the stored pixels and then turns with them.
+    The sizes tell which of the two. Where they cannot (a half turn, a square), BadPairError is raised.
     """
-    upright = image.size[::-1] if turn >= 5 else image.size
-    mask_size = mask.size[::-1] if own_turn >= 5 else mask.size
-    if own_turn != 1 and mask_size == upright:
-        return own_turn
+    upright, mask_size = _upright_size(image, orientation), _upright_size(mask, mask_tag)
+    if mask_tag != 1 and mask_size == upright:
+        return mask_tag
     if mask.size != upright and mask.size != image.size:
         detail = "the image is {} × {}, the mask {} × {}".format(*upright, *mask_size)
         raise BadPairError(pair.mask, "size-mismatch", detail)
-    if turn == 1:
+    if orientation == 1:
         return 1
     if upright == image.size:
-        detail = f"EXIF orientation {turn}: the mask fits it both ways; turn the image's pixels and drop the tag"
+        detail = f"EXIF orientation {orientation}: the mask fits it both ways; turn the image's pixels and drop the tag"
         raise BadPairError(pair.image, "orientation", detail)
-    return 1 if mask.size == upright else turn
+    return 1 if mask.size == upright else orientation

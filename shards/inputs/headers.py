@@ -1,7 +1,7 @@
-"""What the two ends of a picture say, read without decoding it: its size, where nothing about it is odd.
+"""Read the size of a plain JPEG or PNG from its headers, without decoding it.
 
 A pair can be copied as it is where both of its pictures are plain: upright, in the colours expected, and whole as far
-as this can be told without decoding. For whatever is odd the answer is None, and Pillow and the codecs say what it is.
+as this can be told without decoding. All others get None, and are decoded by Pillow, which names what is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shards import codecs
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 HEAD, TAIL = 1 << 14, 1 << 10
-"""Bytes of the two ends of a picture that are looked at: more than the headers of a plain one."""
+"""Bytes that are read at the start and at the end of a picture: more than the headers of a plain one."""
 _FRAMES = frozenset(b"\xc0\xc1\xc2")  # baseline, extended and progressive; the others are lossless or hierarchical
 _SCAN = 0xDA
 # Huffman and quantization tables, restart interval, APP0 (JFIF) and comment: nothing that turns or recolours a picture.
@@ -22,15 +22,15 @@ _TABLES = frozenset(b"\xc4\xdb\xdd\xe0\xfe")
 
 
 def ends_of(data: bytes) -> bytes:
-    """The first HEAD and the last TAIL bytes of a picture; a shorter one is its ends."""
+    """The first HEAD and the last TAIL bytes of a picture; all of a shorter one."""
     return data if len(data) <= HEAD + TAIL else data[:HEAD] + data[-TAIL:]
 
 
 def plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of an 8-bit JPEG of three colours that ends as it should and has no EXIF or XMP; else None.
+    """(width, height) of an 8-bit JPEG of three colours that has an end and no EXIF or XMP; else None.
 
-    `data`: the JPEG, or its ends. The headers are followed up to the first scan (ITU-T T.81, annex B); profiles and
-    unknown segments are odd, too.
+    `data`: the JPEG, or its ends. The headers are followed up to the first scan (ITU-T T.81, annex B); one with a
+    colour profile or an unknown segment gets None, too.
     """
     if data[:2] != JPEG_START or data[-2:] != JPEG_END:
         return None
@@ -51,16 +51,16 @@ def plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def plain_png(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a 1-bit or 8-bit grey PNG every chunk of which is whole; else None.
+    """(width, height) of a 1-bit or 8-bit grey PNG in which every chunk has its CRC-32; else None.
 
-    None also for one with a palette, transparency or EXIF, which it would need to be decoded by.
+    One with a palette, transparency or EXIF gets None, too: they change how it is decoded.
     """
     if data[:16] != codecs.PNG_START or data[24:26] not in (b"\1\0", b"\x08\0"):
         return None
-    start, odd = 8, (b"PLTE", b"tRNS", b"eXIf")
+    start, refused = 8, (b"PLTE", b"tRNS", b"eXIf")
     while len(head := data[start : start + 8]) == 8:
         end = start + 8 + int.from_bytes(head[:4], "big")
-        if head[4:] in odd or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        if head[4:] in refused or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             return None
         if head[4:] == b"IEND":
             width, height = struct.unpack(">II", data[16:24])

@@ -1,7 +1,7 @@
-"""Pair images with masks by their names. Nothing is read (see `shards.inputs.decode`).
+"""Pair images with masks by their names, without reading them (`shards.inputs.decode` does).
 
-Every file that was found ends in one of three lists: part of a pair, rejected with a reason, or ignored because it is
-known to be neither image nor mask.
+Every file is put into one of three lists: part of a pair, rejected with a reason, or ignored because it is known to be
+neither image nor mask.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A file that is left out."""
+    """A rejected input file: a row of rejected.csv."""
 
     path: str
-    """Its path inside its source."""
+    """Path inside its source."""
     reason: str
-    """One of `REASONS`."""
+    """A key of `REASONS`."""
     detail: str
+    """Explanation, for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """What was found, each file in exactly one of the three lists."""
+    """Result of `pair_files`: each file is in exactly one of the three lists."""
 
     pairs: list[Pair]
     """Sorted by key."""
@@ -67,12 +68,12 @@ class Pairing:
 
     @property
     def found(self) -> int:
-        """The number of files."""
+        """Number of files in all three lists."""
         return 2 * len(self.pairs) + len(self.rejected) + len(self.ignored)
 
 
 class BadInputError(SourceError):
-    """Some of the inputs cannot be used, and the build was told to stop at that."""
+    """Inputs that cannot be used, in a build with `--on-bad-input fail`; `rejected` lists all of them."""
 
     def __init__(self, rejected: list[Rejected]) -> None:
         first = rejected[0]
@@ -86,7 +87,8 @@ class BadInputError(SourceError):
 def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing:
     """Pair images with masks by name: KEY.jpg with KEY<mask_suffix>.png, in any folders.
 
-    Upper and lower case are one, so that no two keys differ by case only. Raises SourceError without any pair.
+    Names are compared without regard to case, so no two keys differ by case only. Raises SourceError when there is
+    no pair.
     """
     images: dict[str, list[tuple[str, File]]] = defaultdict(list)
     masks: dict[str, list[tuple[str, File]]] = defaultdict(list)
@@ -116,9 +118,9 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
 
 
 def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected]]:
-    """The files that are images by their name, and those of a type that is not read.
+    """List the images by their names, and reject the files of image types that are not supported.
 
-    Masks are neither, nor is what lies beside images in the archives.
+    Masks are in neither list, nor are the other files of the archives (superpixels, licences).
     """
     images: list[File] = []
     rejected: list[Rejected] = []
@@ -140,14 +142,14 @@ def _pair_one(
     pairs: list[Pair],
     rejected: list[Rejected],
 ) -> None:
-    """Make a pair of what there is for one key, or reject all of it."""
+    """Pair the image and the mask of one key, or reject all of its files."""
     all_files = [file for _, file in images + masks]
     key = (images or masks)[0][0]
     if not format.KEY_PATTERN.match(key):
         detail = f"key {key!r}: use 1 to 80 letters, digits, _ and - and no dot"
         rejected += [Rejected(file.name, "illegal-key", detail) for file in all_files]
     elif len(images) > 1 or len(masks) > 1:
-        # Which image belongs to which mask is a guess, so none of them is taken.
+        # Which image belongs to which mask would be a guess, so all of them are rejected.
         detail = f"key {key}: " + ", ".join(file.name for file in all_files)
         rejected += [Rejected(file.name, "duplicate-key", detail) for file in all_files]
     elif not masks:
@@ -159,7 +161,7 @@ def _pair_one(
 
 
 def _stem_and_type(name: str) -> tuple[str, str]:
-    """(ISIC_1, .jpg) of a/b/ISIC_1.JPG, without pathlib, which takes half a minute for a million pairs."""
+    """Split a/b/ISIC_1.JPG into (ISIC_1, .jpg); without pathlib, which takes half a minute for a million pairs."""
     stem, kind = os.path.splitext(name.rpartition("/")[2])  # noqa: PTH122
     return stem, kind.lower()
 

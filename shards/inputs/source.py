@@ -1,4 +1,7 @@
-"""Find files in folders, zip archives and fsspec URLs, and read them. `shards.inputs.match` says what they are for."""
+"""Open input folders, zip archives and fsspec URLs, list their files and read them.
+
+`shards.inputs.match` decides which files are images and masks.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from shards.errors import SourceError
 from shards.inputs.headers import HEAD, TAIL
@@ -22,11 +25,11 @@ class File:
     """One file of a source."""
 
     source: int
-    """Its source's place in the list of sources."""
+    """Index of its source in the list of sources."""
     name: str
     """Path inside the source, with forward slashes."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     crc: int = 0
     """CRC-32, in an archive; else 0."""
     changed: int = 0
@@ -34,23 +37,23 @@ class File:
 
 
 class Source(Protocol):
-    """A place with files."""
+    """A folder, an archive or a URL with input files."""
 
     @property
     def location(self) -> str:
-        """Its path or URL."""
+        """Path or URL of the source."""
         ...
 
     def files(self, source: int) -> list[File]:
-        """All of its files, sorted by name; `source` is what their `source` field says."""
+        """List all files, sorted by name; `source` is the value of their `source` field."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises OSError, or what a damaged archive raises."""
+        """Read a whole file. Raises OSError, or what a damaged archive raises."""
         ...
 
     def close(self) -> None:
-        """Close what this process has opened."""
+        """Close the files that this process has opened."""
         ...
 
 
@@ -61,7 +64,9 @@ class FolderSource:
     location: str
 
     def files(self, source: int) -> list[File]:
-        found, seen = [], set()
+        """List the regular files below the folder, links followed, sorted by name."""
+        found: list[File] = []
+        seen: set[str] = set()
         for folder, below, names in os.walk(self.location, followlinks=True, onerror=_raise):
             real = os.path.realpath(folder)
             if real in seen:  # a link that leads back
@@ -77,12 +82,13 @@ class FolderSource:
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
+        """Read a whole file. Raises OSError."""
         # Without pathlib and a buffer, which cost a tenth of the time that it takes to copy a pair.
         with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             return file.read()
 
     def read_ends(self, name: str) -> bytes:
-        """As `headers.ends_of` the bytes of a file, but what lies between them is not read. Raises OSError."""
+        """Read the head and the tail of a file (`headers.ends_of`), but not what lies between. Raises OSError."""
         with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
             if size <= HEAD + TAIL:
@@ -90,48 +96,52 @@ class FolderSource:
             return os.pread(file.fileno(), HEAD, 0) + os.pread(file.fileno(), TAIL, size - TAIL)
 
     def close(self) -> None:
-        pass
+        """Do nothing: no file stays open."""
 
 
-@dataclass(frozen=True)
 class ZipSource:
-    """A zip archive, read in place; `place` is a path or an fsspec URL."""
+    """A zip archive, read without extraction; each process opens it once and keeps it open until `close`."""
 
-    location: str
-    _open: dict[int, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)
+    def __init__(self, location: str) -> None:
+        self.location = location
+        """Path or fsspec URL of the archive."""
+        self._archives: dict[int, zipfile.ZipFile] = {}  # by process id: a fork must not share the file position
 
     def files(self, source: int) -> list[File]:
+        """List the files of the archive, sorted by name. Raises SourceError when it is not a whole zip archive."""
         entries = [entry for entry in self._archive().infolist() if not entry.is_dir()]
         found = [File(source, entry.filename, entry.file_size, crc=entry.CRC) for entry in entries]
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
+        """Decompress a whole file, checked against its CRC-32."""
         return self._archive().read(name)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ZipSource, (self.location,)  # on another machine it is opened anew
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A forked process must not share its parent's file position.
-        process = os.getpid()
-        if process not in self._open:
-            file = self._file()
-            try:
-                self._open[process] = zipfile.ZipFile(file)
-            except zipfile.BadZipFile as error:
-                file.close()
-                raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
-        return self._open[process]
-
     def close(self) -> None:
-        archive = self._open.pop(os.getpid(), None)
+        """Close the archive of this process."""
+        archive = self._archives.pop(os.getpid(), None)
         if archive is not None:
             file = archive.fp
             archive.close()
             if file is not None:
                 file.close()  # it was opened here, so the archive leaves it open
 
-    def _file(self) -> BinaryIO:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the location only: another machine opens the archive anew."""
+        return ZipSource, (self.location,)
+
+    def _archive(self) -> zipfile.ZipFile:
+        process = os.getpid()
+        if process not in self._archives:
+            file = self._open()
+            try:
+                self._archives[process] = zipfile.ZipFile(file)
+            except zipfile.BadZipFile as error:
+                file.close()
+                raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
+        return self._archives[process]
+
+    def _open(self) -> BinaryIO:
         if "://" not in self.location:
             return Path(self.location).open("rb")
         filesystem, path = filesystem_of(self.location)
@@ -145,6 +155,7 @@ class UrlSource:
     location: str
 
     def files(self, source: int) -> list[File]:
+        """List all files below the URL, sorted by name."""
         filesystem, root = filesystem_of(self.location)
         found = filesystem.find(root, detail=True)
         files = [
@@ -154,86 +165,91 @@ class UrlSource:
         return sorted(files, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
+        """Download a whole file."""
         filesystem, root = filesystem_of(self.location)
         return filesystem.cat_file(f"{root}/{name}")
 
     def close(self) -> None:
-        pass
+        """Do nothing: no file stays open."""
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A single picture; `place` is a path or an fsspec URL."""
+    """A single image at a path or an fsspec URL."""
 
     location: str
 
     def files(self, source: int) -> list[File]:
+        """List the one file."""
         filesystem, path = filesystem_of(self.location)
         size = int(filesystem.info(path)["size"] or 0)
         changed = Path(self.location).stat().st_mtime_ns if "://" not in self.location else 0
         return [File(source, PurePosixPath(path).name, size, changed=changed)]
 
     def read(self, name: str) -> bytes:
+        """Read the one file, whatever the name."""
         filesystem, path = filesystem_of(self.location)
         return filesystem.cat_file(path)
 
     def close(self) -> None:
-        pass
+        """Do nothing: no file stays open."""
 
 
-def open_source(place: str) -> Source:
-    """The source at a path or URL. Raises SourceError when there is none."""
-    is_file = "://" in place or Path(place).is_file()
-    if is_file and place.lower().endswith(".zip"):
-        return ZipSource(place)
-    if is_file and PurePosixPath(place).suffix.lower() in IMAGE_TYPES:
-        return FileSource(place)
-    if "://" in place:
-        return UrlSource(place)
-    if Path(place).is_dir():
-        return FolderSource(place)
-    if Path(place).exists():
-        raise SourceError(f"{place}: not a folder, a .zip archive, nor a .jpg, .png or .bmp picture; give one of these")
-    raise SourceError(f"{place}: there is no such folder or archive; check the path")
+def open_source(location: str) -> Source:
+    """Open the source at a path or URL. Raises SourceError when there is none."""
+    is_file = "://" in location or Path(location).is_file()
+    if is_file and location.lower().endswith(".zip"):
+        return ZipSource(location)
+    if is_file and PurePosixPath(location).suffix.lower() in IMAGE_TYPES:
+        return FileSource(location)
+    if "://" in location:
+        return UrlSource(location)
+    if Path(location).is_dir():
+        return FolderSource(location)
+    if Path(location).exists():
+        raise SourceError(
+            f"{location}: not a folder, a .zip archive, nor a .jpg, .png or .bmp picture; give one of these"
+        )
+    raise SourceError(f"{location}: there is no such folder or archive; check the path")
 
 
-def find(places: Iterable[str]) -> tuple[list[Source], list[File]]:
-    """Open the places (each once, however often it is named) and list their files.
+def open_sources(locations: Iterable[str]) -> tuple[list[Source], list[File]]:
+    """Open the sources (each once, however often it is named) and list their files.
 
-    A folder inside another of the places is listed with the outer one only.
-    Raises SourceError that names a place which is missing or has no file.
+    A folder inside another of the sources is listed with the outer one only.
+    Raises SourceError that names a location which is missing or has no file.
     """
     sources: list[Source] = []
     files: list[File] = []
-    for place in _outermost(list(dict.fromkeys(places))):
-        source = open_source(place)
+    for location in _outermost(list(dict.fromkeys(locations))):
+        source = open_source(location)
         try:
             found = source.files(len(sources))
         except (OSError, ImportError, ValueError) as error:
-            raise SourceError(f"{place}: cannot be listed ({error}); check the path and your rights") from error
+            raise SourceError(f"{location}: cannot be listed ({error}); check the path and your rights") from error
         if not found:
-            raise SourceError(f"{place}: there is no file in it; give the folder or archive with the pictures")
+            raise SourceError(f"{location}: there is no file in it; give the folder or archive with the pictures")
         sources.append(source)
         files += found
     return sources, files
 
 
-def _outermost(places: list[str]) -> list[str]:
-    """The places without those that are another one or lie inside it."""
-    kept: dict[Path, str] = {}
-    folders = {Path(place).resolve() for place in places if Path(place).is_dir()}
-    for place in places:
-        path = Path(place).resolve() if "://" not in place else Path(place)
-        if path not in kept and not folders.intersection(path.parents):
-            kept[path] = place
-    return list(kept.values())
+def _outermost(locations: list[str]) -> list[str]:
+    """Drop the locations that are the same as another one or lie inside it."""
+    outermost: dict[Path, str] = {}
+    folders = {Path(location).resolve() for location in locations if Path(location).is_dir()}
+    for location in locations:
+        path = Path(location).resolve() if "://" not in location else Path(location)
+        if path not in outermost and not folders.intersection(path.parents):
+            outermost[path] = location
+    return list(outermost.values())
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Raises ImportError or ValueError where there is none."""
     from fsspec.core import url_to_fs
 
-    filesystem, path = url_to_fs(url)
+    filesystem, path = cast(tuple[Any, str], url_to_fs(url))
     return filesystem, path.rstrip("/")
 
 

@@ -75,16 +75,16 @@ def run_parallel(
 
 def results_in_order(
     submit: Callable[[Part], Future[Result]], parts: Iterable[Part], lookahead: int, *, poll: Callable[[], None]
-) -> Iterator[Result]:
-    """Submit the parts and return an iterator of their results, in the order of the parts.
+) -> Generator[Result]:
+    """Submit the parts and return a generator of their results, in the order of the parts.
 
     `lookahead` parts are in flight at a time, the first of them at once. `poll` is called every POLL_SECONDS while a
-    result is awaited, and before each result. The parts in flight are cancelled when the iterator is closed.
+    result is awaited, and before each result. The parts in flight are cancelled when the generator is closed.
     """
     remaining = iter(parts)
     in_flight = deque(submit(part) for part in itertools.islice(remaining, lookahead))
 
-    def results() -> Iterator[Result]:
+    def results() -> Generator[Result]:
         try:
             while in_flight:
                 while wait([in_flight[0]], timeout=POLL_SECONDS).not_done:

@@ -1,1 +1,1 @@
-"""Which image goes into which split and shard: pure functions of names, options and image hashes."""
+"""Assign images to splits and shards: pure functions of names, options and image hashes."""

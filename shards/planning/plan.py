@@ -1,4 +1,4 @@
-"""What a build will do, decided before anything is packed: pure, and the same for any number of workers."""
+"""Plan a build: assign pairs to splits, shards and parts, by pure functions that do not depend on the workers."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from shards.errors import SourceError, UsageError
 from shards.geometry import RESIZE_MODES, ResizeMode
 from shards.inputs.match import MASK_SUFFIX, Pair
 from shards.inputs.source import File
-from shards.planning.split import in_order, parse_fractions, shuffled, split_of
+from shards.planning.split import parse_fractions, shuffled, sorted_splits, split_of
+from shards.tables import parse_column_spec
 
 OriginalMasks = Literal["none", "eval", "all"]
 OnBadInput = Literal["fail", "skip"]
 TRAIN = "train"
-LARGEST_PART = 64  # pairs
-PARTS_LEFT = 24  # a part is at most that fraction of the pairs that are left
+MAX_PART_PAIRS = 64
+MIN_REMAINING_PARTS = 24  # a part holds at most 1/24 of the remaining pairs, so the last parts are small
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What decides the bytes of a shard set, beside its inputs."""
+    """Options that, with the inputs, decide the bytes of a shard set. Raises UsageError."""
 
     size: int | None = 512
-    """Side of the square images in pixels; None copies the originals, undecoded where nothing is odd about them."""
+    """Side of the square images in pixels; None copies the originals, undecoded where their headers allow it."""
     fit: ResizeMode = "stretch"
-    """How an image is brought to the square (`shards.geometry`)."""
+    """Resize mode (`shards.geometry`): stretch, pad or crop."""
     split: str = "train=0.8,val=0.1,test=0.1"
-    """The fraction of the groups in each split."""
+    """Fraction of the groups in each split, as NAME=FRACTION; the fractions sum to 1."""
     split_file: str | None = None
     """CSV file with the columns id and split, instead of `split`."""
     groups: str | None = None
-    """FILE.csv:COLUMN whose images of one value stay in one split; None: each image is its own group."""
+    """FILE.csv:COLUMN; images with the same value stay in one split. None: each image is its own group."""
     seed: int = 0
-    """Decides which group is in which split, and the order in the shards."""
+    """Seed of the assignment of groups to splits, and of the order in the shards."""
     samples_per_shard: int = 256
-    """At most that many samples in a shard."""
+    """Maximum number of samples in a shard."""
     on_bad_input: OnBadInput = "fail"
-    """fail: stop after all inputs have been checked; skip: leave them out and list them."""
+    """fail: stop after all inputs have been checked; skip: leave bad inputs out and list them."""
     mask_suffix: str = MASK_SUFFIX
-    """What a mask's name has after the key."""
+    """Suffix of a mask's file name, after the key."""
     original_masks: OriginalMasks = "eval"
-    """Where masks at their original resolution are kept: nowhere, in all splits but train, or in all."""
+    """Splits that keep the masks at their original resolution: none, all but train (eval), or all."""
 
     def __post_init__(self) -> None:
         parse_fractions(self.split)
@@ -61,18 +62,21 @@ class BuildOptions:
             raise UsageError("--mask-suffix: it cannot be empty, for it tells masks from images")
 
     def keeps_original(self, split: str) -> bool:
-        """Whether a split's samples carry the mask at its original resolution."""
+        """True if the samples of a split carry the mask at its original resolution."""
         return self.original_masks == "all" or (self.original_masks == "eval" and split != TRAIN)
 
     def to_json(self) -> dict[str, Any]:
-        """For the index: no path of this machine, digests of the tables instead."""
+        """The options as the index records them: tables by column and sha256, without paths of this machine.
+
+        Raises OSError when a table cannot be read.
+        """
         groups = None
         if self.groups is not None:
-            path, _, column = self.groups.rpartition(":")
-            groups = {"column": column, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+            path, column = parse_column_spec(self.groups, "--groups", "lesion_id")
+            groups = {"column": column, "sha256": _sha256_of(path)}
         split = ",".join(f"{name}={fraction:g}" for name, fraction in parse_fractions(self.split).items())
         if self.split_file is not None:
-            split = f"file {hashlib.sha256(Path(self.split_file).read_bytes()).hexdigest()}"
+            split = f"file {_sha256_of(Path(self.split_file))}"
         return {
             "fit": self.fit if self.size else "original",
             "groups": groups,
@@ -88,59 +92,60 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """The samples of one shard, in order."""
+    """One shard of the plan: its samples, in order."""
 
     split: str
     number: int
+    """Number of the shard in its split, from 0."""
     pairs: tuple[Pair, ...]
     groups: tuple[str, ...]
     """The group of each pair."""
 
     @property
     def name(self) -> str:
-        """As in the index."""
+        """Name of the shard in the index, as train/000007.tar."""
         return format.shard_name(self.split, self.number)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Pairs that one process encodes in one go."""
+    """Work item of the encoding: pairs that one process encodes into one tar."""
 
     name: str
     pairs: tuple[Pair, ...]
     groups: tuple[str, ...]
     """The group of each pair."""
-    original: bool
-    """Whether the samples carry the masks at their original resolution."""
+    keep_original: bool
+    """Keep the masks at their original resolution."""
 
 
 def splits_by_hash(
-    keys: Iterable[str], groups: Mapping[str, str], tied: Mapping[str, str], options: BuildOptions
+    keys: Iterable[str], groups: Mapping[str, str], merged: Mapping[str, str], options: BuildOptions
 ) -> dict[str, str]:
-    """The split of each key, by the hash of its group, or of the group that `tied` names instead of it.
+    """Assign each key to a split by the hash of its group, or of the group that `merged` maps that one to.
 
-    A key without a group is a group of its own.
+    A key without a group is a group of its own. `merged`: see `shards.planning.duplicates.merge_groups`.
     """
     fractions = parse_fractions(options.split)
     names = ((key, groups.get(key, key)) for key in keys)
-    return {key: split_of(tied.get(name, name), fractions, options.seed) for key, name in names}
+    return {key: split_of(merged.get(name, name), fractions, options.seed) for key, name in names}
 
 
-def check_filled(splits: Mapping[str, str], options: BuildOptions, given: Mapping[str, str]) -> None:
-    """Raise SourceError when a split of `options`, or of those that were given if any, gets nothing."""
-    names, filled = dict.fromkeys(given.values()) or parse_fractions(options.split), set(splits.values())
+def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_table: Mapping[str, str]) -> None:
+    """Raise SourceError when a split has no pair: a split of `split_table`, or without one of `options.split`."""
+    names, filled = dict.fromkeys(split_table.values()) or parse_fractions(options.split), set(splits.values())
     empty = [name for name in names if name not in filled]
     if empty:
         hint = (
             "mend its images (--on-bad-input fail lists what is wrong) or take it out of the --split-file"
-            if given
+            if split_table
             else "give more images, other fractions (--split) or another --seed"
         )
         raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {hint}")
 
 
 def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:
-    """Raise UsageError that names a group whose images are in two of the given splits."""
+    """Raise UsageError that names a group whose images a split file puts into two splits."""
     first: dict[str, str] = {}
     for key, group in groups.items():
         other = first.setdefault(group, key)
@@ -154,9 +159,12 @@ def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:
 def plan_shards(
     pairs: Iterable[Pair], splits: Mapping[str, str], groups: Mapping[str, str], options: BuildOptions
 ) -> list[PlannedShard]:
-    """Which pairs go into which shard. A pair without a group is a group of its own, named by its key."""
+    """Shuffle the pairs of each split and divide them into shards.
+
+    A pair without a group is a group of its own, named by its key.
+    """
     by_key = {pair.key: pair for pair in pairs}
-    members: dict[str, list[str]] = {name: [] for name in in_order(splits.values())}
+    members: dict[str, list[str]] = {name: [] for name in sorted_splits(splits.values())}
     for key in by_key:
         members[splits[key]].append(key)
     shards: list[PlannedShard] = []
@@ -169,28 +177,33 @@ def plan_shards(
     return shards
 
 
-def cut(shards: Iterable[PlannedShard], options: BuildOptions, turn: int) -> list[Part]:
-    """The pairs of some shards in parts, in order; `turn` tells their names from those of other parts.
+def split_into_parts(shards: Iterable[PlannedShard], options: BuildOptions, encoding_pass: int) -> list[Part]:
+    """Divide the pairs of shards into parts, in order; their names begin with `encoding_pass`.
 
-    The parts get smaller, so that no process has long to wait for another at the end.
+    The parts get smaller, so that at the end no process waits long for another.
     """
     shards = list(shards)
-    rest = sum(len(shard.pairs) for shard in shards)
+    remaining = sum(len(shard.pairs) for shard in shards)
     parts: list[Part] = []
     for shard in shards:
         start = 0
         while start < len(shard.pairs):
-            size = min(max(rest // PARTS_LEFT, 1), LARGEST_PART)
+            size = min(max(remaining // MIN_REMAINING_PARTS, 1), MAX_PART_PAIRS)
             pairs = shard.pairs[start : start + size]
             groups = shard.groups[start : start + size]
-            # A digit first, so that it is no split's shard.
-            parts.append(Part(f"{turn}-{len(parts):06d}", pairs, groups, options.keeps_original(shard.split)))
+            # A digit first, so that it is not the name of a split's shard.
+            name = f"{encoding_pass}-{len(parts):06d}"
+            parts.append(Part(name, pairs, groups, options.keeps_original(shard.split)))
             start += len(pairs)
-            rest -= len(pairs)
+            remaining -= len(pairs)
     return parts
 
 
 def digest_of_files(files: Iterable[File], *, with_times: bool) -> str:
-    """sha256 over the files' names, sizes and checksums where known; `with_times` adds when they changed."""
+    """sha256 over the files' names, sizes and known checksums; `with_times` adds the times of their last change."""
     rows = [[f.source, f.name, f.size, f.crc, f.changed if with_times else 0] for f in files]
     return hashlib.sha256(format.canonical_json(rows)).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which split a sample belongs to, and its place in it: pure functions of the seed and of names."""
+"""Assign samples to splits, and order them within a split: pure functions of the seed and of names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.tables import read_column, read_column_of
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """The fractions of "train=0.8,val=0.1,test=0.1", in that order. Raises UsageError."""
+    """Parse the fractions of "train=0.8,val=0.1,test=0.1", in that order. Raises UsageError."""
     fractions: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (word.strip() for word in part.partition("="))
@@ -30,19 +30,19 @@ def parse_fractions(text: str) -> dict[str, float]:
     return fractions
 
 
-def in_order(splits: Iterable[str]) -> list[str]:
-    """The names of splits, each once, as they are shown: train, val, test, then others."""
+def sorted_splits(splits: Iterable[str]) -> list[str]:
+    """Sort the names of splits, each once: train, val, test, then others by name."""
     known = ("train", "val", "test")
     return sorted(set(splits), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def keyed_hash(seed: int, purpose: str, name: str) -> int:
-    """64 uniform bits that belong to (seed, purpose, name)."""
+    """Hash (seed, purpose, name) to a uniform integer of 64 bits."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()[:8])
 
 
 def split_of(group: str, fractions: Mapping[str, float], seed: int) -> str:
-    """The split of a group. It depends on nothing else, so a set that grows moves no image."""
+    """Assign a group to a split by its hash. No other group matters, so a set that grows moves no image."""
     point = keyed_hash(seed, "split", group) / 2**64
     edges = itertools.accumulate(fractions.values())
     inside = (name for name, edge in zip(fractions, edges, strict=True) if point < edge)
@@ -50,15 +50,15 @@ def split_of(group: str, fractions: Mapping[str, float], seed: int) -> str:
 
 
 def shuffled(keys: Iterable[str], seed: int) -> list[str]:
-    """The keys in the order in which they are packed, whatever order they come in."""
+    """Shuffle keys into the order in which they are packed, whatever order they come in."""
     return sorted(keys, key=lambda key: (keyed_hash(seed, "order", key), key))
 
 
 def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
-    """The group of each key that FILE.csv:COLUMN names; keys that it does not name have none.
+    """Read the group of each key from FILE.csv:COLUMN; keys that are not in the table are left out.
 
-    The image's column is isic_id, image_id, image or id, else the first. Raises UsageError when the file, the
-    column, or any match with the keys is missing.
+    The image's column is isic_id, image_id, image or id, else the first. Raises UsageError when the file or the
+    column is missing, or none of the keys is in the table.
     """
     _, table = read_column_of(spec, "--groups", "lesion_id")
     groups = {key: table[key] for key in keys if table.get(key)}
@@ -68,19 +68,19 @@ def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def read_split_file(path: str, keys: Iterable[str]) -> dict[str, str]:
-    """The split of each key, from a CSV file with the columns id and split.
+    """Read the split of each key from a CSV file with the columns id and split.
 
-    Raises UsageError unless it has them all.
+    Raises UsageError when a key is not in the table, or its split is no identifier.
     """
     table = read_column(Path(path), "split", "--split-file")
-    given = {key: table.get(key, "") for key in keys}
-    missing = [key for key, split in given.items() if not split]
+    splits = {key: table.get(key, "") for key in keys}
+    missing = [key for key, split in splits.items() if not split]
     if missing:
         raise UsageError(
-            f"--split-file {path}: no split for {len(missing)} of the {len(given)} images (first: {missing[0]}); "
+            f"--split-file {path}: no split for {len(missing)} of the {len(splits)} images (first: {missing[0]}); "
             "add their rows, or take the images away"
         )
-    for key, split in given.items():
+    for key, split in splits.items():
         if not split.isidentifier():
             raise UsageError(f"--split-file {path}: {key} has split {split!r}; use letters, as in train, val and test")
-    return given
+    return splits

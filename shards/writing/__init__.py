@@ -1,1 +1,1 @@
-"""From checked pairs to published shards, sample tables and the index."""
+"""Encode pairs, write the shards, and publish the sample tables and the index."""

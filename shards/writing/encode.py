@@ -1,7 +1,7 @@
-"""Encode a pair: decode and check it once, and make from that the members of its sample and its perceptual hash.
+"""Encode one pair into a sample: decode, check, resize, compress, and hash the image.
 
-Where the originals are kept, a pair is copied instead, if it can be: its headers are checked, and nothing is decoded.
-From a folder it is copied by its shard, and until then no more is read of its image than the two ends.
+With `--size original` a pair is copied instead, if it can be: its headers are checked, and nothing is decoded. A pair
+in folders is only probed; its bytes are copied when its shard is written (`DeferredCopy`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from shards import codecs, format
 from shards.geometry import ResizePlan
-from shards.inputs.decode import BadPairError, RawPair, load, probe_raw_pair, read_raw_pair
+from shards.inputs.decode import BadPairError, RawPair, load_pair, probe_raw_pair, read_raw_pair
 from shards.inputs.headers import ends_of
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import FolderSource, Source
@@ -22,106 +22,121 @@ from shards.planning.plan import BuildOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample as it goes into a shard."""
+    """An encoded sample: the bytes of its members, and its row of the sample table."""
 
     key: str
     members: list[bytes]
-    """As in `format.MEMBERS`; an absent one is empty."""
+    """Bytes of the members in the order of `format.MEMBERS`; an absent one is empty."""
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     foreground: int
-    """Mask pixels that are 1, or `format.UNCOUNTED`."""
+    """Number of mask pixels that are 1, or `format.UNCOUNTED`."""
     flags: list[str]
     hash: bytes
-    """Of the image (`shards.planning.duplicates`)."""
+    """Hash of the image, 32 bytes (`shards.planning.duplicates`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Left:
-    """A pair that is left where it is until its shard copies it."""
+class DeferredCopy:
+    """A pair not read in full yet: its bytes are copied from the source when its shard is written."""
 
     key: str
     original: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width of the original in pixels."""
     hash: bytes
-    """Of the image (`shards.planning.duplicates`)."""
+    """Hash of the image's size and ends, 32 bytes (`shards.planning.duplicates.bytes_hash`)."""
 
 
 def encode(
-    pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, original: bool
-) -> Sample | Left | list[Rejected]:
-    """Copy a pair or leave it, or decode, fit and encode it, with the original mask where asked; or say what is bad."""
+    pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, keep_original: bool
+) -> Sample | DeferredCopy | list[Rejected]:
+    """Encode or copy a pair, or defer its copy; the rejected files where it is bad.
+
+    `keep_original` adds the mask at its original resolution.
+    """
     try:
-        images, masks = (sources[file.source] for file in (pair.image, pair.mask))
-        if options.size is None and isinstance(images, FolderSource) and isinstance(masks, FolderSource):
-            found = probe_raw_pair(pair, images, sources)
-            if found:
-                fit, ends = found
-                return Left(key=pair.key, original=fit.original, hash=bytes_hash(pair.image.size, ends))
-        elif options.size is None:
-            whole = read_raw_pair(pair, sources)
-            if whole:
-                return Sample(
-                    key=pair.key,
-                    members=_copied(pair, group, whole, original=original),
-                    original=whole.fit.original,
-                    foreground=format.UNCOUNTED,
-                    flags=[format.COPIED],
-                    hash=bytes_hash(len(whole.jpeg), ends_of(whole.jpeg)),
-                )
-        decoded = load(pair, sources, options.fit, options.size)
+        if options.size is None:
+            copy = _copy_undecoded(pair, group, sources, keep_original=keep_original)
+            if copy is not None:
+                return copy
+        decoded = load_pair(pair, sources, options.fit, options.size)
     except BadPairError as error:
         return error.rejected(pair)
-    fit = decoded.fit
-    mask = fit.resize_mask(decoded.mask)
-    jpeg = decoded.jpeg if fit.mode == "original" else None
-    shown = decoded.picture if jpeg else fit.resize_content(decoded.picture)
+    plan = decoded.resize_plan
+    mask = plan.resize_mask(decoded.mask)
+    jpeg = decoded.jpeg if plan.mode == "original" else None
+    content = decoded.picture if jpeg else plan.resize_content(decoded.picture)
     members = [
-        jpeg or codecs.encode_image(fit.pad_to_square(np.asarray(shown))),
-        _meta(pair, group, fit, decoded.flags),
+        jpeg or codecs.encode_image(plan.pad_to_square(np.asarray(content))),
+        _metadata(pair, group, plan, decoded.flags),
         codecs.encode_mask(mask),
-        codecs.encode_mask(np.asarray(decoded.mask)) if original else b"",
+        codecs.encode_mask(np.asarray(decoded.mask)) if keep_original else b"",
     ]
     return Sample(
         key=pair.key,
         members=members,
-        original=fit.original,
+        original=plan.original,
         foreground=int(mask.sum()),
         flags=decoded.flags,
-        hash=perceptual_hash(shown),
+        hash=perceptual_hash(content),
     )
 
 
 def copy_deferred(
-    pair: Pair, group: str, size: tuple[int, int], sources: list[Source], *, original: bool
+    pair: Pair, group: str, size: tuple[int, int], sources: list[Source], *, keep_original: bool
 ) -> list[bytes] | None:
-    """The members of a pair that `encode` has left, read whole; `size` is its (height, width) in pixels.
+    """Read the members of a pair whose copy was deferred; `size` is its (height, width) in pixels.
 
-    None when a file of it has another size now, in bytes or pixels, or cannot be copied. Raises BadPairError.
+    None when one of its files has another size now, in bytes or pixels, or cannot be copied. Raises BadPairError.
     """
-    whole = read_raw_pair(pair, sources)
-    if whole is None or whole.fit.original != size:
+    raw = read_raw_pair(pair, sources)
+    if raw is None or raw.resize_plan.original != size:
         return None
-    if (len(whole.jpeg), len(whole.png)) != (pair.image.size, pair.mask.size):
+    if (len(raw.jpeg), len(raw.png)) != (pair.image.size, pair.mask.size):
         return None
-    return _copied(pair, group, whole, original=original)
+    return _raw_members(pair, group, raw, keep_original=keep_original)
 
 
-def _copied(pair: Pair, group: str, whole: RawPair, *, original: bool) -> list[bytes]:
-    return [whole.jpeg, _meta(pair, group, whole.fit, [format.COPIED]), whole.png, whole.png if original else b""]
+def _copy_undecoded(
+    pair: Pair, group: str, sources: list[Source], *, keep_original: bool
+) -> Sample | DeferredCopy | None:
+    """Copy a pair, or from folders defer its copy; None when it has to be decoded. Raises BadPairError."""
+    images, masks = (sources[file.source] for file in (pair.image, pair.mask))
+    if isinstance(images, FolderSource) and isinstance(masks, FolderSource):
+        probed = probe_raw_pair(pair, images, sources)
+        if probed is None:
+            return None
+        plan, ends = probed
+        return DeferredCopy(key=pair.key, original=plan.original, hash=bytes_hash(pair.image.size, ends))
+    raw = read_raw_pair(pair, sources)
+    if raw is None:
+        return None
+    return Sample(
+        key=pair.key,
+        members=_raw_members(pair, group, raw, keep_original=keep_original),
+        original=raw.resize_plan.original,
+        foreground=format.UNCOUNTED,
+        flags=[format.COPIED],
+        hash=bytes_hash(len(raw.jpeg), ends_of(raw.jpeg)),
+    )
 
 
-def _meta(pair: Pair, group: str, fit: ResizePlan, flags: list[str]) -> bytes:
+def _raw_members(pair: Pair, group: str, raw: RawPair, *, keep_original: bool) -> list[bytes]:
+    metadata = _metadata(pair, group, raw.resize_plan, [format.COPIED])
+    return [raw.jpeg, metadata, raw.png, raw.png if keep_original else b""]
+
+
+def _metadata(pair: Pair, group: str, plan: ResizePlan, flags: list[str]) -> bytes:
     """The sample's JSON."""
     return format.canonical_json(
         {
             "key": pair.key,
-            "height": fit.original[0],
-            "width": fit.original[1],
+            "height": plan.original[0],
+            "width": plan.original[1],
             "image": pair.image.name,
             "mask": pair.mask.name,
             "group": group,
-            "fit": fit.to_json(),
+            "fit": plan.to_json(),
             "flags": flags,
         }
     )

@@ -1,4 +1,4 @@
-"""What every process that works on one build needs to know; it can be sent to other machines."""
+"""Describe one build to all of its worker processes; the description can be pickled to other machines."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from shards.errors import SourceError, ToolkitError
 from shards.inputs.source import Source, open_source
 from shards.planning.plan import BuildOptions
-from shards.writing.target import WORK, Target, read
+from shards.writing.target import WORK, Target, read_bytes
 
 PLAN = f"{WORK}/plan.json"
-"""Says which build has begun in a place."""
+"""Name of the plan file: the identity of the build that was started in the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One build: from where to where, and how."""
+    """One build: its sources, target and options."""
 
     target: Target
     sources: list[Source]
     options: BuildOptions
     identity: dict[str, Any]
-    """What the plan file in the target holds."""
+    """Options and digest of the inputs: the content of the plan file in the target."""
 
     def check_access(self) -> None:
         """Raise ToolkitError when this machine does not see the sources or the set that is built."""
@@ -32,13 +32,13 @@ class Job:
         try:
             for source in self.sources:
                 open_source(source.location)
-            same = json.loads(read(self.target, PLAN)) == self.identity
+            is_same_build = json.loads(read_bytes(self.target, PLAN)) == self.identity
         except (SourceError, OSError) as error:
             raise ToolkitError(f"a worker on {host} does not see what this machine does ({error})") from error
-        if not same:
+        if not is_same_build:
             raise ToolkitError(f"a worker on {host} sees another build in {self.target.location}; share that folder")
 
     def close(self) -> None:
-        """Close what this process has opened."""
+        """Close the files that this process has opened."""
         for source in self.sources:
             source.close()

@@ -1,8 +1,8 @@
-"""Where a shard set is written: a folder, or an fsspec URL. No file has its name there before it is whole.
+"""Write files atomically into the target of a build, a folder or an fsspec URL: no file is visible before it is whole.
 
-In a folder a file is written under another name, brought to the disk and renamed. Behind a URL it is written on this
-machine and then uploaded: an object store shows an upload when it is whole. On a store that does not (SFTP), a killed
-upload leaves a torn file, which nothing names yet and the next run writes again.
+In a folder a file is written under a temporary name, fsynced and renamed. For a URL it is written on this machine and
+then uploaded: an object store shows an upload when it is whole. On a store that does not (SFTP), a killed upload leaves
+a torn file, which nothing refers to yet and the next run writes again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,145 +23,157 @@ from shards.files import atomic_file
 from shards.inputs.source import filesystem_of
 
 WORK = ".build"
-"""Folder in the set for what is needed to go on after a kill; gone when the set is complete."""
+"""Work folder in the set: the files that let a build resume after a kill; deleted when the set is complete."""
 
 
 class Target(Protocol):
-    """A place for one set. Names are relative to it, with forward slashes."""
+    """Destination of one set. File names are relative to it, with forward slashes."""
 
     @property
     def location(self) -> str:
-        """Its path or URL."""
+        """Path or URL of the target."""
         ...
 
-    def taken(self) -> AbstractContextManager[None]:
-        """Make the place for a block, and keep other builds out of it where that can be done.
+    def lock(self) -> AbstractContextManager[None]:
+        """Create the target, and hold an exclusive lock on it for a block, where that is possible.
 
-        Raises UsageError when another build is at work there.
+        Raises UsageError when another build holds it.
         """
         ...
 
     def has_foreign_files(self) -> bool:
-        """Whether there are files that are not below `WORK`."""
+        """True if there are files outside of `WORK`."""
         ...
 
-    def work(self) -> set[str]:
-        """The names of the files in `WORK`, without it."""
+    def work_files(self) -> set[str]:
+        """Names of the files in `WORK`, relative to it."""
         ...
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """True if there is a file of that name."""
         ...
 
     def open(self, name: str) -> IO[bytes]:
-        """A file for reading anywhere in it."""
+        """Open a file for reading, with random access."""
         ...
 
-    def writing(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """A new file that gets its name when the block ends well; else nothing is left.
+    def create(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a new file for writing; it is published under its name when the block succeeds, else deleted.
 
-        What goes wrong (a full disk) is raised as OSError or ToolkitError that names the file.
+        Raises OSError or ToolkitError that names the file (a full disk).
         """
         ...
 
     def delete(self, names: Iterable[str]) -> None:
-        """Take files away; those that are not there do not matter."""
+        """Delete files; missing ones are ignored."""
         ...
 
     def clear(self, below: str = "") -> None:
-        """Take away all there is, or all below a folder."""
+        """Delete all files, or all files below a folder."""
         ...
 
 
-def read(target: Target, name: str) -> bytes:
-    """The bytes of a file."""
+def read_bytes(target: Target, name: str) -> bytes:
+    """Read a whole file."""
     with target.open(name) as file:
         return file.read()
 
 
-def publish(target: Target, name: str, data: bytes) -> None:
-    """Write a whole file."""
-    with target.writing(name) as file:
+def write_bytes(target: Target, name: str, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with target.create(name) as file:
         file.write(data)
 
 
-def open_target(place: str | Path) -> Target:
-    """The target at a path or URL; nothing is made yet. Raises UsageError for a URL that cannot be written to."""
-    place = str(place)
-    if "://" not in place:
-        return FolderTarget(Path(place))
-    if place.startswith(("file://", "local://")):
-        return FolderTarget(Path(filesystem_of(place)[1]))
+def open_target(location: str | Path) -> Target:
+    """Open the target at a path or URL, without creating it. Raises UsageError for a URL that cannot be written to."""
+    location = str(location)
+    if "://" not in location:
+        return FolderTarget(Path(location))
+    if location.startswith(("file://", "local://")):
+        return FolderTarget(Path(filesystem_of(location)[1]))
     try:
-        filesystem_of(place)
+        filesystem_of(location)
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"--out {place}: cannot be written to ({error}); install what it needs or give a folder"
+            f"--out {location}: cannot be written to ({error}); install what it needs or give a folder"
         ) from error
-    return UrlTarget(place.rstrip("/"))
+    return UrlTarget(location.rstrip("/"))
 
 
 @dataclass(frozen=True)
 class FolderTarget:
-    """A folder."""
+    """A local or shared folder."""
 
     root: Path
 
     @property
     def location(self) -> str:
+        """Path of the folder."""
         return str(self.root)
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
+        """Create the folder and lock it by fcntl for a block; a folder that was created and is empty then is deleted.
+
+        Raises UsageError when another process on this machine, or on one that shares its locks, holds the lock.
+        """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{self.root}: a file is in the way; give a folder for --out")
-        made = [path for path in [self.root, *self.root.parents] if not path.exists()]
+        created = [path for path in [self.root, *self.root.parents] if not path.exists()]
         work = self.root / WORK
         work.mkdir(parents=True, exist_ok=True)
         try:
             with (work / "lock").open("ab") as file:
                 try:
-                    # Of this process alone, unlike flock: a worker that outlives a killed build does not hold it.
+                    # Held by this process alone, unlike flock: a worker that outlives a killed build has no part in it.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError) as error:
                     raise UsageError(
                         f"{self.root}: another build is at work there; wait for its end or give another --out"
                     ) from error
                 for part in work.glob("*.part"):
-                    part.unlink(missing_ok=True)  # a worker that outlives a killed build may take it away itself
+                    part.unlink(missing_ok=True)  # a worker that outlives a killed build may delete it first
                 yield
         finally:
-            for folder in made:
+            for folder in created:
                 if any(folder.iterdir()):
                     break
                 folder.rmdir()
 
     def has_foreign_files(self) -> bool:
+        """True if there are files outside of `WORK`."""
         return any(path.name != WORK for path in self.root.iterdir())
 
-    def work(self) -> set[str]:
+    def work_files(self) -> set[str]:
+        """Names of the files in `WORK`, relative to it."""
         return {path.name for path in (self.root / WORK).iterdir()}
 
     def exists(self, name: str) -> bool:
+        """True if there is a file of that name."""
         return (self.root / name).exists()
 
     def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading."""
         return (self.root / name).open("rb")
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str) -> Generator[IO[bytes]]:
+        """Write to a temporary file in `WORK`, and rename it when the block succeeds. Raises OSError that names it."""
         path = self.root / name
-        # Several machines may write into one folder.
+        # With the host's name: several machines may write into one folder.
         temporary = self.root / WORK / f"{name.replace('/', '-')}.{socket.gethostname()}.{os.getpid()}.part"
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path, temporary), temporary.open("wb") as file:
             yield file
 
     def delete(self, names: Iterable[str]) -> None:
+        """Delete files; missing ones are ignored."""
         for name in names:
             (self.root / name).unlink(missing_ok=True)
 
     def clear(self, below: str = "") -> None:
+        """Delete all files and folders, or one folder."""
         if below:
             shutil.rmtree(self.root / below, ignore_errors=True)
             return
@@ -174,30 +186,36 @@ class FolderTarget:
 
 @dataclass(frozen=True)
 class UrlTarget:
-    """A folder behind an fsspec URL. Nothing keeps a second build out of it."""
+    """A folder behind an fsspec URL. It cannot be locked: start one build at a time."""
 
     location: str
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
+        """Do nothing: an object store has no locks."""
         yield
 
     def has_foreign_files(self) -> bool:
+        """True if there are files outside of `WORK`."""
         return any(not name.startswith(f"{WORK}/") for name in self._names(""))
 
-    def work(self) -> set[str]:
+    def work_files(self) -> set[str]:
+        """Names of the files in `WORK`, relative to it."""
         return set(self._names(WORK))
 
     def exists(self, name: str) -> bool:
+        """True if there is a file of that name. Raises ToolkitError."""
         with self._filesystem("read") as (filesystem, root):
             return filesystem.exists(f"{root}/{name}")
 
     def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading. Raises ToolkitError."""
         with self._filesystem("read") as (filesystem, root):
             return filesystem.open(f"{root}/{name}", "rb")
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str) -> Generator[IO[bytes]]:
+        """Write to a temporary file here, and upload it when the block succeeds. Raises ToolkitError."""
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
@@ -208,6 +226,7 @@ class UrlTarget:
                 filesystem.put_file(file.name, path)
 
     def delete(self, names: Iterable[str]) -> None:
+        """Delete files; missing ones are ignored. Raises ToolkitError."""
         with self._filesystem("deleted") as (filesystem, root):
             for name in names:
                 path = f"{root}/{name}"
@@ -215,6 +234,7 @@ class UrlTarget:
                     filesystem.rm_file(path)
 
     def clear(self, below: str = "") -> None:
+        """Delete all files, or all files below a folder. Raises ToolkitError."""
         names = self._names(below)
         with self._filesystem("deleted") as (filesystem, root):
             path = f"{root}/{below}".rstrip("/")
@@ -224,16 +244,21 @@ class UrlTarget:
     def _names(self, below: str) -> list[str]:
         with self._filesystem("listed") as (filesystem, root):
             path = f"{root}/{below}".rstrip("/")
-            there = filesystem.exists(path)
-            return [found[len(path) + 1 :] for found in filesystem.find(path)] if there else []
+            found: list[str] = filesystem.find(path) if filesystem.exists(path) else []
+            return [name[len(path) + 1 :] for name in found]
 
     @contextmanager
-    def _filesystem(self, done: str) -> Iterator[tuple[Any, str]]:
-        """The file system and the path in it, for something that is to be `done`: the stores' errors are many."""
+    def _filesystem(self, action: str) -> Generator[tuple[Any, str]]:
+        """The file system and the path in it, for a block; raise each of the stores' many errors as ToolkitError.
+
+        `action` is the participle for the message, as in "cannot be listed".
+        """
         try:
             filesystem, root = filesystem_of(self.location)
             filesystem.invalidate_cache()  # another process may have written since
             yield filesystem, root
         except Exception as error:
-            what = " ".join(str(error).split()) or type(error).__name__
-            raise ToolkitError(f"{self.location}: cannot be {done} ({what}); check the URL and your rights") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ToolkitError(
+                f"{self.location}: cannot be {action} ({reason}); check the URL and your rights"
+            ) from error

@@ -16,9 +16,10 @@ from PIL import Image
 from shards import format
 from shards.build import build
 from shards.errors import SourceError, UsageError
-from shards.inputs.decode import load
+from shards.format import Counts
+from shards.inputs.decode import load_pair
 from shards.inputs.match import BadInputError, pair_files
-from shards.inputs.source import find
+from shards.inputs.source import open_sources
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.writing.target import WORK
@@ -39,36 +40,28 @@ def shard_set(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Shard
 
 
 def test_every_pair_is_there_once_and_decodes_to_its_source(pictures: Path, shard_set: ShardSet):
-    sources, files = find([str(pictures)])
+    sources, files = open_sources([str(pictures)])
     expected = {pair.key: pair for pair in pair_files(files).pairs}
     seen = []
-    for name in shard_set.index["splits"]:
+    for name in shard_set.index.splits:
         split = shard_set.split(name)
-        for number in range(len(split)):
-            key = split.key(number)
-            decoded = load(expected[key], sources, "stretch", 32)
-            error = split.image(number).astype(int) - decoded.fit.resize_image(decoded.picture)
+        for index in range(len(split)):
+            key = split.key(index)
+            decoded = load_pair(expected[key], sources, "stretch", 32)
+            error = split.image(index).astype(int) - decoded.resize_plan.resize_image(decoded.picture)
             assert np.abs(error).mean() < 4  # 4:2:0 costs that much at 32 pixels; another image is 20 and more off
-            np.testing.assert_array_equal(split.mask(number), decoded.fit.resize_mask(decoded.mask))
-            original = split.original_mask(number)
+            np.testing.assert_array_equal(split.mask(index), decoded.resize_plan.resize_mask(decoded.mask))
+            original = split.original_mask(index)
             if name == "train":
                 assert original is None
             else:
                 np.testing.assert_array_equal(original, np.asarray(decoded.mask) // 255)
-            assert split.meta(number)["image"] == f"{key}.jpg"
+            assert split.meta(index)["image"] == f"{key}.jpg"
             seen.append(key)
     assert sorted(seen) == sorted(expected)
-    counts = shard_set.index["counts"]
-    assert counts == {
-        "found": 80,
-        "packed": 80,
-        "rejected": 0,
-        "ignored": 0,
-        "reasons": {},
-        "flags": {},
-        "duplicates": {},
-        "duplicates_across_splits": 0,
-    }
+    assert shard_set.index.counts == Counts(
+        found=80, packed=80, rejected=0, ignored=0, duplicates={}, duplicates_across_splits=0
+    )
 
 
 @pytest.mark.parametrize("workers", [3, 6])  # each packs shards of its own; all encode for one that writes
@@ -90,7 +83,7 @@ def test_a_plain_webdataset_recipe_sees_the_same_pairs(shard_set: ShardSet):
     split = shard_set.split("val")
     urls = [str(shard_set.root / name) for name in split.shards]
     dataset = WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("__key__", "jpg", "mask.png")
-    numbers = {split.key(number): number for number in range(len(split))}
+    indices = {split.key(index): index for index in range(len(split))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
         samples = list(dataset)
@@ -98,33 +91,33 @@ def test_a_plain_webdataset_recipe_sees_the_same_pairs(shard_set: ShardSet):
         gc.collect()
     seen = set()
     for key, image, mask in samples:
-        assert np.abs(np.asarray(image).astype(int) - split.image(numbers[key])).max() <= 3
-        np.testing.assert_array_equal(np.asarray(mask)[..., 0] // 255, split.mask(numbers[key]))
+        assert np.abs(np.asarray(image).astype(int) - split.image(indices[key])).max() <= 3
+        np.testing.assert_array_equal(np.asarray(mask)[..., 0] // 255, split.mask(indices[key]))
         seen.add(key)
-    assert seen == numbers.keys()
+    assert seen == indices.keys()
 
 
 def test_a_group_stays_in_one_split(pictures: Path, tmp_path: Path):
     table = tmp_path / "metadata.csv"
     table.write_text("isic_id,lesion_id\n" + "".join(f"ISIC_{n:07d},IL_{n // 4}\n" for n in range(40)))
     options = BuildOptions(size=32, split="train=0.5,val=0.5", groups=f"{table}:lesion_id")
-    index = build(str(pictures), str(pictures), tmp_path / "set", options, workers=1).index
+    build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)
     shard_set, where = ShardSet.open(tmp_path / "set"), {}
-    for name in index["splits"]:
+    for name in shard_set.index.splits:
         split = shard_set.split(name)
-        for number in range(len(split)):
-            assert where.setdefault(split.meta(number)["group"], name) == name
+        for index in range(len(split)):
+            assert where.setdefault(split.meta(index)["group"], name) == name
     assert len(where) == 10
-    assert str(tmp_path) not in json.dumps(index)
+    assert str(tmp_path) not in json.dumps(shard_set.index.to_json())
 
 
 def test_size_original_copies_the_bytes(pictures: Path, tmp_path: Path):
     options = BuildOptions(size=None, split="train=1", original_masks="none")
     build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)
     split = ShardSet.open(tmp_path / "set").split("train")
-    for number in range(len(split)):
-        assert split.read(number, format.IMAGE) == (pictures / f"{split.key(number)}.jpg").read_bytes()
-        assert split.mask(number).shape == (60, 80)
+    for index in range(len(split)):
+        assert split.read(index, format.IMAGE) == (pictures / f"{split.key(index)}.jpg").read_bytes()
+        assert split.mask(index).shape == (60, 80)
 
 
 @pytest.fixture
@@ -166,19 +159,19 @@ def test_fail_also_clears_a_set_whose_bad_input_only_packing_found(flawed: Path,
 def test_skip_leaves_bad_inputs_out_and_lists_them(flawed: Path, tmp_path: Path, workers: int):
     options = BuildOptions(size=32, split=SMALL.split, on_bad_input="skip")
     index = build(str(flawed), str(flawed), tmp_path / "set", options, workers=workers).index
-    counts = {name: index["counts"][name] for name in ("found", "packed", "rejected", "ignored")}
-    assert counts == {"found": 80, "packed": 74, "rejected": 5, "ignored": 1}
+    counts = index.counts
+    assert (counts.found, counts.packed, counts.rejected, counts.ignored) == (80, 74, 5, 1)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "set" / format.REJECTED_NAME).read_text())))
     assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
     assert len(rows) == 5
-    assert sum(entry["samples"] for entry in index["splits"].values()) == 37
+    assert sum(entry.samples for entry in index.splits.values()) == 37
 
 
 def test_a_complete_set_is_left_alone_and_another_build_refused(pictures: Path, shard_set: ShardSet, tmp_path: Path):
     out = tmp_path / "set"
     shutil.copytree(shard_set.root, out)
     before = content(out)
-    assert build(str(pictures), str(pictures), out, SMALL).already
+    assert build(str(pictures), str(pictures), out, SMALL).already_complete
     other = BuildOptions(size=48, samples_per_shard=7, split=SMALL.split, seed=1)
     with pytest.raises(UsageError, match=r"seed \(0 there, 1 here\), size \(32 there, 48 here\)"):
         build(str(pictures), str(pictures), out, other)

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shards import codecs
 from shards.errors import ToolkitError
-from shards.inputs.decode import SCALED_DB, TURNS, BadPairError, Decoded, load, load_image
+from shards.inputs.decode import MIN_SCALED_PSNR, TRANSPOSE_OF, BadPairError, Decoded, load_image, load_pair
 from shards.inputs.match import Pair, pair_files
-from shards.inputs.source import File, FolderSource, find
+from shards.inputs.source import File, FolderSource, open_sources
 from tests.shards.conftest import disc, photograph
 
 PICTURE, MASK = photograph(1), disc()
@@ -19,7 +20,7 @@ PICTURE, MASK = photograph(1), disc()
 
 def loaded(folder: Path, image: str = "A.png", mask: str = "A_segmentation.png", side: int | None = None) -> Decoded:
     files = [File(0, name, (folder / name).stat().st_size) for name in (image, mask)]
-    return load(Pair("A", *files), [FolderSource(str(folder))], "stretch", side)
+    return load_pair(Pair("A", *files), [FolderSource(str(folder))], "stretch", side)
 
 
 @pytest.fixture
@@ -74,10 +75,10 @@ def test_every_kind_of_jpeg_is_read(folder: Path, progressive: bool, subsampling
     assert np.abs(result - PICTURE).mean() < 2
 
 
-@pytest.mark.parametrize("orientation", sorted(TURNS))
+@pytest.mark.parametrize("orientation", sorted(TRANSPOSE_OF))
 @pytest.mark.parametrize("drawn_on", ["upright", "stored"])
 def test_image_and_mask_end_the_same_way_round(folder: Path, orientation: int, drawn_on: str):
-    turn = TURNS[orientation]
+    turn = TRANSPOSE_OF[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.repeat(MASK[..., None], 3, axis=2))  # an image that shows its own mask
@@ -90,10 +91,32 @@ def test_image_and_mask_end_the_same_way_round(folder: Path, orientation: int, d
         assert caught.value.reason == "orientation"
         return
     decoded = loaded(folder, "A.jpg")
-    assert decoded.fit.original == (80, 60)
+    assert decoded.resize_plan.original == (80, 60)
     np.testing.assert_array_equal(np.asarray(decoded.mask), np.asarray(upright))
     assert ((np.asarray(decoded.picture)[..., 0] > 128) == (np.asarray(decoded.mask) > 128)).mean() > 0.99
     assert decoded.jpeg is None  # its bytes lie on their side
+
+
+@pytest.mark.parametrize("orientation", sorted(TRANSPOSE_OF))
+def test_an_image_without_a_mask_is_turned_upright_as_pillow_does(folder: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PICTURE).save(folder / "A.png", exif=exif)
+    image, plan = load_image(File(0, "A.png", 1), [FolderSource(str(folder))], "stretch", 32)
+    with Image.open(folder / "A.png") as stored:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(ImageOps.exif_transpose(stored)))
+    assert plan.original == (image.height, image.width)
+
+
+def test_a_damaged_exif_tag_beside_the_orientation_does_not_matter(folder: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0132] = "no date"
+    block = exif.tobytes().replace(struct.pack(">HHI", 0x0132, 2, 8), struct.pack(">HHI", 0x0128, 2, 8))
+    stored = Image.fromarray(PICTURE)
+    stored.save(folder / "A.png", exif=block)
+    image, _ = load_image(File(0, "A.png", 1), [FolderSource(str(folder))], "stretch", 32)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(stored.transpose(TRANSPOSE_OF[6])))
 
 
 def damaged(folder: Path, reason: str) -> tuple[str, str]:
@@ -145,7 +168,7 @@ def test_a_file_that_is_gone_is_no_bad_input(folder: Path):
     files = [File(0, name, 1) for name in ("A.png", "A_segmentation.png")]
     (folder / "A_segmentation.png").unlink()
     with pytest.raises(ToolkitError, match=r"A_segmentation\.png was there and is gone"):
-        load(Pair("A", *files), [FolderSource(str(folder))], "stretch", None)
+        load_pair(Pair("A", *files), [FolderSource(str(folder))], "stretch", None)
 
 
 def test_odd_masks_are_flagged_and_kept(folder: Path):
@@ -172,22 +195,22 @@ def test_a_scaled_decode_is_within_the_stated_distance_of_the_full_one(folder: P
     decoded = loaded(folder, "A.jpg", side=256)
     assert decoded.picture.size == (752, 562)  # three eighths, rounded up
     with Image.open(folder / "A.jpg") as full:
-        expected = decoded.fit.resize_image(full.convert("RGB"))
-    assert psnr(decoded.fit.resize_image(decoded.picture), expected) > SCALED_DB
+        expected = decoded.resize_plan.resize_image(full.convert("RGB"))
+    assert psnr(decoded.resize_plan.resize_image(decoded.picture), expected) > MIN_SCALED_PSNR
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("side", [128, 512])
 def test_scaled_real_photographs_are_within_the_stated_distance(real_data: Path, side: int):
-    sources, files = find([str(real_data / "isic-original")])
+    sources, files = open_sources([str(real_data / "isic-original")])
     found = []
     for pair in pair_files(files).pairs[:20]:
-        decoded = load(pair, sources, "stretch", side)
+        decoded = load_pair(pair, sources, "stretch", side)
         full, fit = load_image(pair.image, sources, "stretch", side)
         if decoded.picture.size != full.size:
-            found.append(psnr(decoded.fit.resize_image(decoded.picture), fit.resize_image(full)))
+            found.append(psnr(decoded.resize_plan.resize_image(decoded.picture), fit.resize_image(full)))
     assert len(found) > 3
-    assert min(found) > SCALED_DB + 1
+    assert min(found) > MIN_SCALED_PSNR + 1
 
 
 def test_an_upright_jpeg_can_be_copied_as_it_is(folder: Path):

@@ -17,11 +17,9 @@ import pytest
 from shards.build import build
 from shards.errors import ToolkitError, UsageError
 from shards.inputs.match import BadInputError
-from shards.inputs.source import FolderSource
 from shards.parallel import dask as cluster
 from shards.planning.plan import BuildOptions
-from shards.writing.job import PLAN, Job
-from shards.writing.target import WORK, FolderTarget, publish
+from shards.writing.target import WORK
 from tests.conftest import ROOT
 from tests.shards.conftest import write_pair
 from tests.shards.test_cli import run
@@ -142,23 +140,6 @@ def test_a_worker_of_other_versions_is_refused(
     with pytest.raises(ToolkitError, match=r"a worker of the cluster has pillow .*, not 1\.0"):
         build(str(pictures), str(pictures), tmp_path / "set", OPTIONS, scheduler=dask.address)
     assert not (tmp_path / "set" / "index.json").exists()
-
-
-def test_a_machine_that_sees_other_things_says_so(tmp_path: Path):
-    target, options = FolderTarget(tmp_path / "set"), BuildOptions()
-    (tmp_path / "in").mkdir()
-    job = Job(target=target, sources=[FolderSource(str(tmp_path / "in"))], options=options, identity={"seed": 0})
-    with pytest.raises(ToolkitError, match=r"does not see what this machine does \(.*plan\.json"):
-        job.check_access()
-    with target.taken():
-        publish(target, PLAN, b'{"seed":0}')
-        job.check_access()
-        publish(target, PLAN, b'{"seed":1}')
-        with pytest.raises(ToolkitError, match="sees another build"):
-            job.check_access()
-        (tmp_path / "in").rmdir()
-        with pytest.raises(ToolkitError, match="in: there is no such folder"):
-            job.check_access()
 
 
 def test_no_scheduler_is_one_line(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from shards.build import build
 from shards.errors import UsageError
 from shards.inputs.decode import load_image
 from shards.inputs.match import pair_files
-from shards.inputs.source import find
-from shards.planning.duplicates import MAX_DISTANCE, Duplicate, hash_of, joined, near_pairs, perceptual_hash
+from shards.inputs.source import open_sources
+from shards.planning.duplicates import MAX_DISTANCE, Duplicate, hash_of, merge_groups, near_pairs, perceptual_hash
 from shards.planning.plan import BuildOptions, splits_by_hash
 from shards.reader import ShardSet
 from shards.verify import verify
@@ -27,10 +28,10 @@ HALVES = BuildOptions(size=32, split="train=0.5,val=0.5")
 def splits_of(root: Path) -> dict[str, str]:
     shard_set = ShardSet.open(root)
     return {
-        split.key(number): name
-        for name in shard_set.index["splits"]
+        split.key(index): name
+        for name in shard_set.index.splits
         for split in [shard_set.split(name)]
-        for number in range(len(split))
+        for index in range(len(split))
     }
 
 
@@ -65,9 +66,9 @@ def test_duplicates_are_found_listed_and_kept_in_one_split(doubled: Path, tmp_pa
     for seed in range(4):
         out = tmp_path / f"set{seed}"
         options = BuildOptions(size=32, split=HALVES.split, seed=seed)
-        counts = build(str(doubled), str(doubled), out, options, workers=2).index["counts"]
-        assert counts["duplicates"] == {"bytes": 1, "near": 1, "pixels": 1}, seed
-        assert counts["duplicates_across_splits"] == 0
+        counts = build(str(doubled), str(doubled), out, options, workers=2).index.counts
+        assert counts.duplicates == {"bytes": 1, "near": 1, "pixels": 1}, seed
+        assert counts.duplicates_across_splits == 0
         rows = list(csv.DictReader(io.StringIO((out / format.DUPLICATES_NAME).read_text())))
         assert [(row["key"], row["duplicate_of"], row["same"]) for row in rows] == [
             ("Z_bytes", "ISIC_0000003", "bytes"),
@@ -82,7 +83,7 @@ def test_duplicates_are_found_listed_and_kept_in_one_split(doubled: Path, tmp_pa
         alone = splits_by_hash(splits, {}, {}, options)
         for name in ("train", "val"):
             split = ShardSet.open(out).split(name)
-            assert {split.original_mask(number) is None for number in range(len(split))} == {name == "train"}
+            assert {split.original_mask(index) is None for index in range(len(split))} == {name == "train"}
         moved |= {(alone[key], split) for key, split in splits.items() if split != alone[key]}
     assert seen == {"train", "val"}
     assert moved == {("train", "val"), ("val", "train")}  # both were encoded for the other split at first
@@ -99,10 +100,10 @@ def test_a_set_that_grows_by_duplicates_moves_no_image(pictures: Path, doubled: 
 def test_a_chain_of_duplicates_and_groups_is_one():
     chain = [Duplicate("C", "B", "near", 5), Duplicate("E", "D", "near", 5), Duplicate("D", "C", "near", 5)]
     groups = {"E": "A_lesion", "X": "A_lesion"}
-    names = joined(groups, chain)
+    names = merge_groups(groups, chain)
     assert {names.get(group, group) for group in ("B", "C", "D", "A_lesion")} == {"A_lesion"}
-    assert joined(groups, reversed(chain)) == names
-    assert joined({}, []) == {}
+    assert merge_groups(groups, reversed(chain)) == names
+    assert merge_groups({}, []) == {}
 
 
 def test_near_pairs_are_those_of_the_definition():
@@ -142,7 +143,7 @@ def test_the_hash_is_the_same_on_every_machine():
 @pytest.mark.real
 def test_the_real_set_has_nineteen_pairs_and_no_false_one(real_data: Path):
     archives = ("ISIC2018_Task1-2_Training_Input_256.zip", "ISIC2018_Task1_Training_GroundTruth_256.zip")
-    sources, files = find(str(real_data / name) for name in archives)
+    sources, files = open_sources(str(real_data / name) for name in archives)
     pairs = pair_files(files).pairs
     pictures = (load_image(pair.image, sources, "stretch", 128)[0] for pair in pairs)
     table = np.frombuffer(b"".join(map(perceptual_hash, pictures)), np.uint8)
@@ -160,14 +161,14 @@ def write_table(path: Path, splits: dict[str, str]) -> str:
 
 
 def test_a_split_file_wins_and_duplicates_that_it_tears_apart_are_counted(doubled: Path, tmp_path: Path):
-    _, files = find([str(doubled)])
+    _, files = open_sources([str(doubled)])
     keys = [pair.key for pair in pair_files(files).pairs]
     given = {key: ("holdout" if key.startswith("Z") else "train") for key in keys}
     options = BuildOptions(size=32, split_file=write_table(tmp_path / "splits.csv", {**given, "other": "val"}))
     index = build(str(doubled), str(doubled), tmp_path / "set", options, workers=1).index
     assert splits_of(tmp_path / "set") == given
-    assert index["counts"]["duplicates_across_splits"] == 3
-    assert str(tmp_path) not in str(index)
+    assert index.counts.duplicates_across_splits == 3
+    assert str(tmp_path) not in json.dumps(index.to_json())
 
 
 def test_a_split_file_that_cannot_be_followed_is_refused(tmp_path: Path):

@@ -1,16 +1,28 @@
-"""A lesion that was photographed more than once lies in one split, in a table laid out like that of HAM10000."""
+"""The plan of a build; and lesions with several images, in a table laid out like that of HAM10000."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shards.errors import SourceError, UsageError
 from shards.inputs.match import Pair
 from shards.inputs.source import File
-from shards.planning.plan import BuildOptions, plan_shards, splits_by_hash
+from shards.planning.plan import (
+    MAX_PART_PAIRS,
+    BuildOptions,
+    check_groups,
+    check_not_empty,
+    digest_of_files,
+    plan_shards,
+    split_into_parts,
+    splits_by_hash,
+)
 from shards.planning.split import read_groups
 from shards.reader import ShardSet
 from tests.shards.conftest import write_pair
@@ -36,10 +48,10 @@ def test_a_lesion_of_several_images_is_in_one_split(tmp_path: Path, capsys: pyte
     sources = ("--images", tmp_path / "in", "--masks", tmp_path / "in")
     assert run("build", *sources, "--out", tmp_path / "set", "--groups", f"{table}:lesion_id", *options) == 0
     shard_set, where = ShardSet.open(tmp_path / "set"), defaultdict(set)
-    for name in shard_set.index["splits"]:
+    for name in shard_set.index.splits:
         split = shard_set.split(name)
-        for number in range(len(split)):
-            meta = split.meta(number)
+        for index in range(len(split)):
+            meta = split.meta(index)
             assert meta["group"] == lesions[meta["key"]]
             where[meta["group"]].add(name)
     assert len(where) == 20
@@ -63,3 +75,93 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data: Path):
         for pair in shard.pairs:
             where[lesions[pair.key]].add(shard.split)
     assert sum(len(names) == 1 for names in where.values()) == len(set(lesions.values()))
+
+
+def pairs_of(count: int) -> list[Pair]:
+    keys = [f"ISIC_{n:07d}" for n in range(count)]
+    return [Pair(key, File(0, f"{key}.jpg", 1), File(1, f"{key}_segmentation.png", 1)) for key in keys]
+
+
+def test_the_shards_hold_every_pair_once_and_only_the_last_of_a_split_is_not_full():
+    pairs, options = pairs_of(500), BuildOptions(samples_per_shard=32)
+    splits = splits_by_hash((pair.key for pair in pairs), {"ISIC_0000007": "IL_1"}, {}, options)
+    shards = plan_shards(reversed(pairs), splits, {"ISIC_0000007": "IL_1"}, options)
+    assert shards == plan_shards(pairs, splits, {"ISIC_0000007": "IL_1"}, options)
+    packed = {
+        pair.key: (shard.split, group)
+        for shard in shards
+        for pair, group in zip(shard.pairs, shard.groups, strict=True)
+    }
+    assert packed == {key: (split, "IL_1" if key == "ISIC_0000007" else key) for key, split in splits.items()}
+    assert list(dict.fromkeys(shard.split for shard in shards)) == ["train", "val", "test"]
+    for shard, following in itertools.pairwise(shards):
+        if shard.split == following.split:
+            assert (len(shard.pairs), following.number) == (32, shard.number + 1)
+        else:
+            assert following.number == 0
+
+
+def test_the_parts_repeat_the_shards_and_get_smaller():
+    pairs, options = pairs_of(3000), BuildOptions(original_masks="eval")
+    shards = plan_shards(pairs, splits_by_hash((pair.key for pair in pairs), {}, {}, options), {}, options)
+    parts = split_into_parts(shards, options, encoding_pass=1)
+    assert [pair for part in parts for pair in part.pairs] == [pair for shard in shards for pair in shard.pairs]
+    split_of = {pair.key: shard.split for shard in shards for pair in shard.pairs}
+    for part in parts:
+        assert {split_of[pair.key] != "train" for pair in part.pairs} == {part.keep_original}
+    assert len({part.name for part in parts}) == len(parts)
+    assert all(part.name.startswith("1-") for part in parts)
+    assert len(parts[0].pairs) == MAX_PART_PAIRS
+    assert [len(part.pairs) for part in parts[-3:]] == [1, 1, 1]
+
+
+def test_the_digest_is_of_names_sizes_checksums_and_only_if_asked_of_times():
+    files = [File(0, "a.jpg", 5, crc=1, changed=10), File(1, "b.png", 6)]
+    touched = [File(0, "a.jpg", 5, crc=1, changed=11), File(1, "b.png", 6)]
+    assert digest_of_files(files, with_times=False) == digest_of_files(touched, with_times=False)
+    assert digest_of_files(files, with_times=True) != digest_of_files(touched, with_times=True)
+    for other in (File(0, "a.jpg", 5, crc=2), File(0, "a.jpg", 4, crc=1), File(0, "c.jpg", 5, crc=1)):
+        assert digest_of_files([other, files[1]], with_times=False) != digest_of_files(files, with_times=False)
+
+
+def test_an_empty_split_and_a_torn_group_are_named():
+    options = BuildOptions(split="train=0.5,val=0.5")
+    check_not_empty({"A": "train", "B": "val"}, options, {})
+    with pytest.raises(SourceError, match="split val gets none of the 2 pairs; give more images"):
+        check_not_empty({"A": "train", "B": "train"}, options, {})
+    with pytest.raises(SourceError, match="split test gets none of the 1 pairs; mend its images"):
+        check_not_empty({"A": "train"}, options, {"A": "train", "B": "test"})
+    check_groups({"A": "train", "B": "val", "C": "val"}, {"B": "IL_1", "C": "IL_1"})
+    with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(A in train, B in val\)"):
+        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 15}, "--size 15: give 16 to 8192 pixels"),
+        ({"size": 8193}, "--size 8193"),
+        ({"samples_per_shard": 0}, "--samples-per-shard 0: give 1 or more"),
+        ({"fit": "squeeze"}, "--fit squeeze: give stretch, pad, crop"),
+        ({"mask_suffix": ""}, "--mask-suffix"),
+        ({"split": "train=0.5"}, "--split train=0.5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str):
+    with pytest.raises(UsageError, match=words):
+        BuildOptions(**options)
+
+
+def test_the_recorded_options_name_no_path_and_change_with_the_tables(tmp_path: Path):
+    (tmp_path / "groups.csv").write_text("id,patient\nA,1\n")
+    (tmp_path / "splits.csv").write_text("id,split\nA,train\n")
+    options = BuildOptions(groups=f"{tmp_path}/groups.csv:patient", split_file=f"{tmp_path}/splits.csv")
+    recorded = options.to_json()
+    assert str(tmp_path) not in str(recorded)
+    assert recorded["groups"]["column"] == "patient"
+    assert recorded["split"].startswith("file ")
+    (tmp_path / "groups.csv").write_text("id,patient\nA,2\n")
+    (tmp_path / "splits.csv").write_text("id,split\nA,val\n")
+    changed = options.to_json()
+    assert {name for name in recorded if recorded[name] != changed[name]} == {"groups", "split"}
+    assert BuildOptions(size=None).to_json()["fit"] == "original"

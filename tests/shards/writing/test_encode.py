@@ -1,8 +1,9 @@
-"""--size original: bytes are copied where nothing about a pair is odd; what is odd is decoded, and judged as ever."""
+"""Encode one pair; and sets with --size original, whose pairs are copied undecoded where their headers allow it."""
 
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from PIL import Image
 from shards import codecs, format
 from shards.build import build
 from shards.console import print_build, print_info
-from shards.errors import ToolkitError
+from shards.geometry import ResizePlan
 from shards.inputs.headers import HEAD, TAIL
-from shards.inputs.match import BadInputError
+from shards.inputs.match import BadInputError, Rejected, pair_files
+from shards.inputs.source import open_sources
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.verify import verify
+from shards.writing.encode import DeferredCopy, Sample, encode
 from tests.shards.conftest import disc, write_pair
 
 WHOLE = BuildOptions(size=None, split="train=0.5,val=0.5", samples_per_shard=9)
@@ -37,19 +40,60 @@ def packed(folder: Path, options: BuildOptions = WHOLE, workers: int = 1) -> Sha
     return ShardSet.open(out)
 
 
+def encoded(folder: Path, options: BuildOptions, **keep: bool) -> Sample | DeferredCopy | list[Rejected]:
+    """The pair ODD of a folder or archive, encoded."""
+    sources, files = open_sources([str(folder)])
+    (pair,) = (pair for pair in pair_files(files).pairs if pair.key == ODD)
+    try:
+        return encode(pair, "IL_7", sources, options, **{"keep_original": True, **keep})
+    finally:
+        sources[0].close()
+
+
+@pytest.mark.parametrize("keep_original", [True, False])
+def test_a_decoded_pair_has_its_members_at_the_size_of_the_set(folder: Path, keep_original: bool):
+    sample = encoded(folder, BuildOptions(size=32, fit="crop"), keep_original=keep_original)
+    assert isinstance(sample, Sample)
+    jpeg, metadata, mask, original = sample.members
+    assert codecs.decode_image(jpeg).shape == (32, 32, 3)
+    assert codecs.decode_mask(mask).shape == (32, 32)
+    assert codecs.decode_mask(mask).sum() == sample.foreground
+    assert sample.original == (60, 80)
+    if keep_original:
+        np.testing.assert_array_equal(codecs.decode_mask(original), disc() // 255)
+    else:
+        assert original == b""
+    values = json.loads(metadata)
+    assert (values["key"], values["group"], values["height"], values["width"]) == (ODD, "IL_7", 60, 80)
+    assert (values["image"], values["mask"]) == (f"{ODD}.jpg", f"{ODD}_segmentation.png")
+    assert ResizePlan.from_json(values["fit"]) == ResizePlan.of("crop", 60, 80, 32)
+
+
+def test_a_copy_is_deferred_from_a_folder_and_made_at_once_from_an_archive(folder: Path):
+    archive = Path(shutil.make_archive(str(folder), "zip", folder))
+    deferred, sample = encoded(folder, WHOLE), encoded(archive, WHOLE)
+    assert isinstance(deferred, DeferredCopy)
+    assert isinstance(sample, Sample)
+    assert (deferred.key, deferred.original, deferred.hash) == (sample.key, sample.original, sample.hash)
+    png = (folder / f"{ODD}_segmentation.png").read_bytes()
+    assert [sample.members[i] for i in (format.IMAGE, format.MASK, format.ORIGINAL)] == [
+        (folder / f"{ODD}.jpg").read_bytes(), png, png,
+    ]  # fmt: skip
+
+
 def test_every_byte_of_image_and_mask_is_the_sources(folder: Path, capsys: pytest.CaptureFixture[str]):
     shard_set = packed(folder)
     assert "40 samples are flagged copied\nnothing copied was decoded: only equal bytes" in capsys.readouterr().out
     for name in ("train", "val"):
         split = shard_set.split(name)
         assert set(split.table["foreground"]) == {format.UNCOUNTED}
-        for number in range(len(split)):
-            jpeg, png = folder / f"{split.key(number)}.jpg", folder / f"{split.key(number)}_segmentation.png"
-            assert split.read(number, format.IMAGE) == jpeg.read_bytes()
-            assert split.read(number, format.MASK) == png.read_bytes()
-            assert split.read(number, format.ORIGINAL) == (png.read_bytes() if name == "val" else b"")
-            np.testing.assert_array_equal(split.mask(number), np.asarray(Image.open(png)) > 128)
-            assert split.meta(number)["flags"] == ["copied"]
+        for index in range(len(split)):
+            jpeg, png = folder / f"{split.key(index)}.jpg", folder / f"{split.key(index)}_segmentation.png"
+            assert split.read(index, format.IMAGE) == jpeg.read_bytes()
+            assert split.read(index, format.MASK) == png.read_bytes()
+            assert split.read(index, format.ORIGINAL) == (png.read_bytes() if name == "val" else b"")
+            np.testing.assert_array_equal(split.mask(index), np.asarray(Image.open(png)) > 128)
+            assert split.meta(index)["flags"] == ["copied"]
     assert verify(shard_set.root, deep=True).faults == []
     print_info(shard_set)
     assert capsys.readouterr().out.count("not counted") == 2
@@ -61,22 +105,12 @@ def test_any_number_of_workers_makes_the_same_bytes(folder: Path):
     assert one == other
 
 
-def test_a_folder_is_read_again_where_an_archive_is_spooled_to_the_same_bytes(folder: Path):
+def test_deferred_copies_from_a_folder_and_staged_ones_from_an_archive_give_the_same_bytes(folder: Path):
     archive = shutil.make_archive(str(folder), "zip", folder)
     from_folder = packed(folder).root
     from_archive = build(archive, archive, folder.parent / "zip", WHOLE, workers=1).location
     for shard in [*from_folder.rglob("*.tar")]:
         assert shard.read_bytes() == (Path(from_archive) / shard.relative_to(from_folder)).read_bytes()
-
-
-def test_a_file_that_changes_before_its_shard_is_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def change(_: np.ndarray) -> list[tuple[int, int, int]]:
-        shutil.copyfile(folder / "ISIC_0000004.jpg", folder / f"{ODD}.jpg")
-        return []
-
-    monkeypatch.setattr("shards.build.near_pairs", change)
-    with pytest.raises(ToolkitError, match=rf"{ODD}.jpg or its mask has changed during the build"):
-        packed(folder)
 
 
 def turned(folder: Path) -> None:
@@ -109,7 +143,7 @@ def test_an_upright_jpeg_whose_ends_do_not_tell_is_copied_too(folder: Path):
     exif = Image.Exif()
     exif[0x0112] = 1
     Image.open(folder / f"{ODD}.jpg").save(folder / f"{ODD}.jpg", exif=exif, quality=95)
-    assert packed(folder).index["counts"]["flags"] == {"copied": 40}
+    assert packed(folder).index.counts.flags == {"copied": 40}
 
 
 def test_images_of_equal_size_and_ends_are_duplicates_only_if_all_their_bytes_are(folder: Path):
@@ -123,23 +157,23 @@ def test_images_of_equal_size_and_ends_are_duplicates_only_if_all_their_bytes_ar
     middle = HEAD + (len(jpeg) - HEAD - TAIL) // 2
     assert 0xFF not in jpeg[middle - 1 : middle + 1]  # no marker is torn
     (folder / "ISIC_8.jpg").write_bytes(jpeg[:middle] + bytes([jpeg[middle] ^ 1]) + jpeg[middle + 1 :])
-    assert packed(folder).index["counts"]["duplicates"] == {"bytes": 1}
+    assert packed(folder).index.counts.duplicates == {"bytes": 1}
 
 
 @pytest.mark.parametrize("change", [turned, palette, sixteen_bits, a_png, bytes_after_its_end])
 def test_what_cannot_be_copied_is_decoded(folder: Path, change: Callable[[Path], None]):
     change(folder)
     shard_set = packed(folder)
-    assert shard_set.index["counts"]["flags"] == {"copied": 39}
-    (split, number), *_ = (
-        (split, number)
+    assert shard_set.index.counts.flags == {"copied": 39}
+    (split, index), *_ = (
+        (split, index)
         for split in map(shard_set.split, ("train", "val"))
-        for number in range(len(split))
-        if split.key(number) == ODD
+        for index in range(len(split))
+        if split.key(index) == ODD
     )
-    mask = split.mask(number)
-    assert mask.shape == split.image(number).shape[:2] == ((80, 60) if change is turned else (60, 80))
-    assert mask.sum() == split.table["foreground"][number]
+    mask = split.mask(index)
+    assert mask.shape == split.image(index).shape[:2] == ((80, 60) if change is turned else (60, 80))
+    assert mask.sum() == split.table["foreground"][index]
     assert verify(shard_set.root, deep=True).faults == []
 
 
@@ -177,7 +211,7 @@ def test_equal_bytes_stay_in_one_split_and_near_ones_are_not_looked_for(folder: 
     Image.open(folder / "ISIC_9.jpg").save(folder / "ISIC_7.jpg", quality=90)
     shutil.copyfile(folder / "ISIC_9_segmentation.png", folder / "ISIC_7_segmentation.png")
     shard_set = packed(folder)
-    assert shard_set.index["counts"]["duplicates"] == {"bytes": 1}
+    assert shard_set.index.counts.duplicates == {"bytes": 1}
     keys = [set(shard_set.split(name).table["key"].tolist()) for name in ("train", "val")]
     assert any({b"ISIC_8", b"ISIC_9"} <= part for part in keys)
 

@@ -12,9 +12,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shards import format
 from shards.build import build
 from shards.errors import ToolkitError, UsageError
+from shards.format import Index
 from shards.inputs.match import BadInputError
 from shards.planning.plan import BuildOptions
 from tests.shards.test_cli import run
@@ -76,9 +76,9 @@ def test_a_file_url_is_a_folder(pictures: Path, local: dict[str, bytes], tmp_pat
 def test_a_complete_set_is_left_alone_and_another_build_refused(
     pictures: Path, local: dict[str, bytes], memory: MemoryFileSystem
 ):
-    assert not build(str(pictures), str(pictures), "memory://set/", OPTIONS, workers=1).already
+    assert not build(str(pictures), str(pictures), "memory://set/", OPTIONS, workers=1).already_complete
     assert content("memory://set") == local
-    assert build(str(pictures), str(pictures), "memory://set", OPTIONS, workers=1).already
+    assert build(str(pictures), str(pictures), "memory://set", OPTIONS, workers=1).already_complete
     with pytest.raises(UsageError, match=r"memory://set: holds another build; .*seed \(0 there, 1 here\)"):
         build(str(pictures), str(pictures), "memory://set", BuildOptions(seed=1, size=32), workers=1)
     memory.pipe_file("/other/thesis.txt", b"mine")
@@ -131,4 +131,4 @@ def test_the_command_takes_a_url(pictures: Path, memory: MemoryFileSystem, capsy
     words = ("--images", pictures, "--masks", pictures, "--out", "memory://set", "--size", "32", "--workers", "1")
     assert run("build", *words) == 0
     assert "memory://set: train" in capsys.readouterr().out
-    assert format.parse_index(memory.cat_file("/set/index.json"), "here")["counts"]["packed"] == 80
+    assert Index.parse(memory.cat_file("/set/index.json"), "here").counts.packed == 80

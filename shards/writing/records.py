@@ -1,0 +1,110 @@
+"""Records of encoded parts and published shards: JSON files in DIR/.build that let a build resume after a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, Self
+
+from shards import format
+from shards.format import ShardEntry
+from shards.inputs.match import Rejected
+from shards.planning.plan import PlannedShard
+from shards.writing.target import WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedSample:
+    """A sample of an encoded part, or one whose copy from the sources is deferred."""
+
+    key: str
+    offset: int | None
+    """Offset in bytes of its first header in the part's tar; None when its copy is deferred."""
+    sizes: list[int]
+    """Sizes in bytes of the members, as in the sample table; empty when the copy is deferred."""
+    crcs: list[int]
+    """CRC-32 of the members, as in the sample table; empty when the copy is deferred."""
+    original: tuple[int, int]
+    """Height and width of the original in pixels."""
+    foreground: int
+    """Number of mask pixels that are 1, or `format.UNCOUNTED`."""
+    flags: list[str]
+    hash: str
+    """Hash of the image, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """Content of an encoded part."""
+
+    samples: list[StagedSample]
+    rejected: list[Rejected]
+
+    def to_json(self) -> bytes:
+        """The bytes of the record's file."""
+        return format.canonical_json(
+            {"samples": [vars(sample) for sample in self.samples], "rejected": [asdict(row) for row in self.rejected]}
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Parse the bytes of `to_json`."""
+        value = json.loads(text)
+        samples = [StagedSample(original=tuple(row.pop("original")), **row) for row in value["samples"]]
+        return cls(samples=samples, rejected=[Rejected(**row) for row in value["rejected"]])
+
+
+class SampleRow(NamedTuple):
+    """A row of the sample table (`format.sample_dtype`), but for the index of the shard."""
+
+    key: str
+    offset: int
+    """Offset in bytes of its first header in the shard."""
+    sizes: list[int]
+    """Sizes in bytes of the members, in the order of `format.MEMBERS`."""
+    crcs: list[int]
+    """CRC-32 of the members."""
+    height: int
+    """Height of the original in pixels."""
+    width: int
+    """Width of the original in pixels."""
+    foreground: int
+    """Number of mask pixels that are 1, or `format.UNCOUNTED`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """Content of a published shard: enough for the index, without opening the shard again."""
+
+    entry: ShardEntry
+    """Entry of the shard in the index."""
+    rows: list[SampleRow]
+    """One row for each sample, in the shard's order."""
+    flags: dict[str, int]
+    """Number of samples by flag."""
+
+    def to_json(self) -> bytes:
+        """The bytes of the record's file."""
+        return format.canonical_json({"entry": self.entry.to_json(), "rows": self.rows, "flags": self.flags})
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Parse the bytes of `to_json`."""
+        value = json.loads(text)
+        rows = [SampleRow(*row) for row in value["rows"]]
+        return cls(entry=ShardEntry.from_json(value["entry"]), rows=rows, flags=value["flags"])
+
+
+def tar_name(part: str) -> str:
+    """Name of the tar of an encoded part."""
+    return f"{WORK}/{part}.tar"
+
+
+def part_record_name(part: str) -> str:
+    """Name of the record of an encoded part; it is written after the part."""
+    return f"{WORK}/{part}.json"
+
+
+def shard_record_name(shard: PlannedShard) -> str:
+    """Name of the record of a published shard; it is written after the shard."""
+    return f"{WORK}/{shard.split}-{shard.number:06d}.json"
