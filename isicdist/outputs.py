@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from shards.errors import SourceError
 from shards.files import atomic_file, write_file
+from shards.geometry import mask_outline
 from shards.inputs.match import MASK_SUFFIX
 from shards.inputs.source import File
 
@@ -85,12 +86,9 @@ class Outputs:
 
 
 def outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of `picture` (H, W, 3) uint8 with the rim of `mask` (H, W) bool drawn on it."""
-    width = max(1, round(max(mask.shape) * LINE_SHARE))
-    grey = Image.fromarray(np.pad(mask, width).view(np.uint8) * np.uint8(255))  # beyond the edge is no lesion
-    blurred = np.asarray(grey.filter(ImageFilter.BoxBlur(width)))[width:-width, width:-width]
+    """Copy `picture` (H, W, 3) uint8 and draw the outline of `mask` (H, W) bool on it."""
     out = picture.copy()
-    out[mask & (blurred < 255)] = LINE
+    out[mask_outline(mask, max(1, round(max(mask.shape) * LINE_SHARE)))] = LINE
     return out
 
 

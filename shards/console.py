@@ -1,6 +1,6 @@
-"""What the `isic-shards` command shows: progress, tables and closing lines.
+"""Output of the `isic-shards` command: progress bars, tables and summaries.
 
-rich is imported where something is drawn: a build whose output goes to a file does without its 60 ms.
+rich is imported late: a build whose output goes to a file saves its 60 ms.
 """
 
 from __future__ import annotations
@@ -8,56 +8,64 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from shards import format
 from shards.build import BuildResult
+from shards.format import Counts
 from shards.inputs.match import REASONS, Rejected
-from shards.planning.split import in_order
+from shards.planning.split import sorted_splits
 from shards.reader import ShardSet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_SECONDS = 10  # between two lines of progress where stderr is no terminal
-LISTED = 50  # rejected inputs that are shown
-LOG_WIDTH = 160  # characters in a line where the output is no terminal
+LOG_INTERVAL_SECONDS = 10  # between two lines of progress if stderr is no terminal
+MAX_LISTED = 50  # rejected inputs that are listed
+LOG_WIDTH = 160  # characters in a line if the output is no terminal
+
+
+class Report(Protocol):
+    """Callback for progress: items done, all items and, with several tasks, the title of the current one."""
+
+    def __call__(self, done: int, total: int, title: str = ..., /) -> None: ...
 
 
 class _Rate:
-    """Items per second since the present task began."""
+    """Throughput: items per second since the current task began."""
 
     def __init__(self) -> None:
         self._title, self._start, self._first = "", 0.0, 0
 
-    def of(self, done: int, title: str) -> float:
+    def update(self, done: int, title: str) -> float:
+        """Give the throughput; a new title starts a new task."""
         if title != self._title:
             self._title, self._start, self._first = title, time.monotonic(), done
         return (done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A function to call with (done, total) and, where there are several tasks, the title of the present one.
+def progress(title: str, unit: str) -> Iterator[Report]:
+    """Show progress during the block: a bar with rate and remaining time, or lines in a log file.
 
-    It shows a bar with rate and time left, or in a log file now and then a plain line.
+    Yields the callback that updates it.
     """
     rate = _Rate()
     if not sys.stderr.isatty():
-        said = time.monotonic()
+        last_line = time.monotonic()
 
-        def plain(done: int, total: int, title: str = title) -> None:
-            nonlocal said
-            speed = rate.of(done, title)
-            if time.monotonic() - said >= PLAIN_SECONDS:
-                said = time.monotonic()
+        def print_line(done: int, total: int, title: str = title, /) -> None:
+            nonlocal last_line
+            speed = rate.update(done, title)
+            if time.monotonic() - last_line >= LOG_INTERVAL_SECONDS:
+                last_line = time.monotonic()
                 print(f"{title}: {done} of {total} {unit}, {speed:.1f}/s", file=sys.stderr, flush=True)
 
-        yield plain
+        yield print_line
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,15 +80,15 @@ def progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, rate="")
 
-        def shown(done: int, total: int, title: str = title) -> None:
-            speed = f"{rate.of(done, title):.1f} {unit}/s"
+        def update_bar(done: int, total: int, title: str = title, /) -> None:
+            speed = f"{rate.update(done, title):.1f} {unit}/s"
             bar.update(task, completed=done, total=total, description=title, rate=speed)
 
-        yield shown
+        yield update_bar
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """Names of files and digests are shown as they are: no markup, no colouring."""
+    """Make a rich console without markup and highlighting: names of files and digests are printed verbatim."""
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
@@ -88,47 +96,47 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def print_rejected(rejected: list[Rejected]) -> None:
-    """The bad inputs as a table on stderr."""
+    """Print the rejected inputs as a table on stderr."""
     from rich.table import Table
 
     console = _console(stderr=True)
     table = Table("path", "reason", "detail", title="Inputs that cannot be used")
-    for row in rejected[:LISTED]:
+    for row in rejected[:MAX_LISTED]:
         table.add_row(row.path, row.reason, row.detail)
     console.print(table)
-    if len(rejected) > LISTED:
-        console.print(f"... and {len(rejected) - LISTED} more")
+    if len(rejected) > MAX_LISTED:
+        console.print(f"... and {len(rejected) - MAX_LISTED} more")
     for reason, number in Counter(row.reason for row in rejected).most_common():
         console.print(f"{number:8d}  {reason}: {REASONS[reason]}")
 
 
 def print_build(result: BuildResult) -> None:
-    """The closing lines of a build."""
-    counts, splits = result.index["counts"], result.index["splits"]
-    parts = ", ".join(f"{name} {splits[name]['samples']}" for name in in_order(splits))
-    if result.already:
+    """Print the summary of a build."""
+    counts, splits = result.index.counts, result.index.splits
+    parts = ", ".join(f"{name} {splits[name].samples}" for name in sorted_splits(splits))
+    if result.already_complete:
         print(f"{result.location}: already complete ({parts}); nothing to do")
         return
     print(
-        f"{result.location}: {parts} samples; {counts['found']} files found, {counts['packed']} packed, "
-        f"{counts['rejected']} rejected, {counts['ignored']} ignored"
+        f"{result.location}: {parts} samples; {counts.found} files found, {counts.packed} packed, "
+        f"{counts.rejected} rejected, {counts.ignored} ignored"
     )
-    if counts["rejected"]:
+    if counts.rejected:
         print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
-    for flag, number in counts["flags"].items():
+    for flag, number in counts.flags.items():
         print(f"{number} samples are flagged {flag}")
-    if format.COPIED in counts["flags"]:
+    if format.COPIED in counts.flags:
         print(
             "nothing copied was decoded: only equal bytes count as duplicates, and odd masks were not looked for; "
             f"isic-shards verify --deep {result.location} decodes every pair"
         )
-    if counts["duplicates"]:
-        what = _duplicates(counts)
-        print(f"duplicates by what is the same: {what}; listed in {result.location}/{format.DUPLICATES_NAME}")
+    if counts.duplicates:
+        path = f"{result.location}/{format.DUPLICATES_NAME}"
+        print(f"duplicates by what is the same: {_duplicates(counts)}; listed in {path}")
 
 
 def print_info(shard_set: ShardSet) -> None:
-    """What is in a set, as a table."""
+    """Print the content of a set: a table of its splits, how it was built, and its counts."""
     from rich.table import Table
     from rich.text import Text
 
@@ -136,28 +144,28 @@ def print_info(shard_set: ShardSet) -> None:
     table = Table("split", title=shard_set.location)
     for name in ("shards", "samples", "MB", "original size", "lesion area"):
         table.add_column(name, justify="right")
-    for name in in_order(index["splits"]):
-        entry = index["splits"][name]
+    for name in sorted_splits(index.splits):
+        entry = index.splits[name]
         rows = shard_set.split(name).table
-        megabytes = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
+        megabytes = sum(shard.bytes for shard in entry.shards) / 1e6
         table.add_row(
             name,
-            str(len(entry["shards"])),
-            str(entry["samples"]),
+            str(len(entry.shards)),
+            str(entry.samples),
             f"{megabytes:.1f}",
             _sizes(rows["height"], rows["width"]),
             _areas(rows, shard_set.size),
         )
     console.print(table)
     console.print("Lesion area: 10th / 50th / 90th percentile of its share of the picture.")
-    counts, built = index["counts"], index.get("built", {})
+    counts, built = index.counts, index.built
     lines = {
         "images": f"{shard_set.size} × {shard_set.size} pixels" if shard_set.size else "at their original sizes",
-        "built with": ", ".join(f"{k} {_told(v)}" for k, v in built.items() if k not in ("inputs", "size") and v),
-        "files": f"{counts['found']} found = {counts['packed']} packed + {counts['rejected']} rejected "
-        f"+ {counts['ignored']} ignored",
-        "rejected": ", ".join(f"{number} {reason}" for reason, number in counts.get("reasons", {}).items()) or "none",
-        "flags": ", ".join(f"{number} {flag}" for flag, number in counts.get("flags", {}).items()) or "none",
+        "built with": ", ".join(f"{k} {_option(v)}" for k, v in built.items() if k not in ("inputs", "size") and v),
+        "files": f"{counts.found} found = {counts.packed} packed + {counts.rejected} rejected "
+        f"+ {counts.ignored} ignored",
+        "rejected": ", ".join(f"{number} {reason}" for reason, number in counts.reasons.items()) or "none",
+        "flags": ", ".join(f"{number} {flag}" for flag, number in counts.flags.items()) or "none",
         "duplicates": _duplicates(counts) or "none",
         "digest": shard_set.digest,
     }
@@ -165,29 +173,31 @@ def print_info(shard_set: ShardSet) -> None:
         console.print(Text.assemble((name, "bold"), f"  {text}"), soft_wrap=True)
 
 
-def _told(option: Any) -> Any:
-    """An option as it was given; of a table of groups its column."""
+def _option(option: Any) -> Any:
+    """Give an option as the user gave it; of a table of groups only its column."""
     return option["column"] if isinstance(option, dict) else option
 
 
-def _duplicates(counts: dict[str, Any]) -> str:
-    """The pairs of duplicates by what is the same; and a warning where a given split has torn some apart."""
-    if "duplicates" not in counts:
+def _duplicates(counts: Counts) -> str:
+    """Format the pairs of duplicates by kind, with a warning if a given split puts some into two splits."""
+    if counts.duplicates is None:
         return "unknown: an older version has built this set"
-    text = ", ".join(f"{number} {name}" for name, number in counts["duplicates"].items())
-    torn = counts["duplicates_across_splits"]
-    return f"{text} (WARNING: {torn} of them lie in two splits)" if torn else text
+    text = ", ".join(f"{number} {kind}" for kind, number in counts.duplicates.items())
+    across = counts.duplicates_across_splits
+    return f"{text} (WARNING: {across} of them lie in two splits)" if across else text
 
 
 def _sizes(height: np.ndarray, width: np.ndarray) -> str:
+    """Format the smallest and the largest size of the originals, by area."""
     if not len(height):
         return "-"
     low, high = int(np.argmin(height * width)), int(np.argmax(height * width))
-    least, most = (f"{width[i]} × {height[i]}" for i in (low, high))
-    return least if least == most else f"{least} to {most}"
+    smallest, largest = (f"{width[i]} × {height[i]}" for i in (low, high))
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
 def _areas(rows: np.ndarray, size: int | None) -> str:
+    """Format the 10th, 50th and 90th percentile of the lesion's share of the image."""
     if not len(rows):
         return "-"
     rows = rows[rows["foreground"] != format.UNCOUNTED]

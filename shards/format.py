@@ -1,11 +1,11 @@
-"""The format of a shard set: THE contract between the tool that writes it and everything that reads it.
+"""The format of a shard set: the contract between the tool that writes it and everything that reads it.
 
 On disk
-    DIR/index.json            written last, by rename: where it is, the set is complete
+    DIR/index.json            written last, by rename: once it exists, the set is complete
     DIR/samples-<split>.npy   the sample table of one split: a NumPy structured array (no pickle)
-    DIR/rejected.csv          every input left out: path, reason, detail
-    DIR/duplicates.csv        images that show the same thing, by twos: see `shards.planning.duplicates`
-    DIR/<split>/000000.tar    plain uncompressed USTAR, readable by webdataset.WebDataset as it stands
+    DIR/rejected.csv          every rejected input: path, reason, detail
+    DIR/duplicates.csv        pairs of images that show the same thing: see `shards.planning.duplicates`
+    DIR/<split>/000000.tar    plain uncompressed USTAR, readable by webdataset.WebDataset
 
 One sample is adjacent members of one tar with one key, in this order:
     KEY.jpg            the image, RGB JPEG
@@ -14,30 +14,31 @@ One sample is adjacent members of one tar with one key, in this order:
     KEY.mask.png       the mask at the image's size: 1-bit greyscale PNG, 1 where the lesion is
     KEY.original.png   the mask at its original resolution (val and test), 1-bit greyscale PNG
 
-A sample whose flags have `copied` (--size original) has the source's bytes, which nobody has decoded: its masks may be
+A sample whose flags contain `copied` (--size original) has the bytes of its source files, undecoded: its masks may be
 8-bit greyscale PNG, with the lesion above 128.
 
-A key is 1 to 80 letters, digits, "_" or "-": a dot would end it early in webdataset. Member headers are 512
-bytes with mtime, uid and gid 0, empty user and group names and mode 0444, and bodies are padded to 512. So a
-member's bytes are found from its sample's offset and the sizes of the members before it (`shards.layout`).
+A key is 1 to 80 letters, digits, "_" or "-": webdataset ends a key at its first dot. Member headers are 512 bytes
+with mtime, uid and gid 0, empty user and group names and mode 0444, and bodies are padded to 512. The byte range of a
+member follows from its sample's offset and the sizes of the members before it (`shards.layout`).
 
-index.json
+index.json (`Index`)
     format, version    "isicdist-shards", 1; a reader refuses any other
-    digest             sha256 over the canonical JSON of all other fields: it names the whole set
+    digest             sha256 over the canonical JSON of all other fields: it identifies the whole set
     size               side of the square images in pixels, or null when each keeps its original size
     built              the options that decide the bytes (fit, split, seed, samples_per_shard, ...)
     counts             found = packed + rejected + ignored, in files; rejected files by reason; samples by flag;
-                       pairs of duplicates by what is the same, and how many of them a given split has torn apart
+                       pairs of duplicates by kind, and the number of them that lie in two splits
     splits             {name: {"samples": n, "table": {"name", "bytes", "sha256"},
                                "shards": [{"name", "samples", "bytes", "sha256"}, ...]}}
 
-The version is raised when a reader of the old one would go wrong, and at no other time: a field may be added under
-the same version. So a reader takes no notice of a field it does not know, and does without one that only informs
-(`built`, and all but the first four of `counts`).
+Compatibility: the version is raised only when a reader of the old version would go wrong. A field may be added under
+the same version, so a reader ignores unknown fields, and works without those that are only informative (`built`, and
+all but the first four of `counts`).
 
-A row of the sample table (`sample_dtype`): key (ASCII), shard (its place in the list of shards), offset (of the
-sample's first header in the shard), size[4] and crc[4] (CRC-32, of the members in the order above; size 0 where
-there is none), height and width of the original, foreground (mask pixels that are 1, or UNCOUNTED where copied).
+A row of the sample table (`sample_dtype`): key (ASCII), shard (position in the list of shards), offset (of the
+sample's first header in the shard, in bytes), size[4] in bytes and crc[4] (CRC-32, of the members in the order above;
+size 0 for an absent member), height and width of the original, foreground (mask pixels that are 1, or UNCOUNTED where
+copied).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -61,25 +63,203 @@ DUPLICATES_NAME = "duplicates.csv"
 MEMBERS = ("jpg", "json", "mask.png", "original.png")
 IMAGE, META, MASK, ORIGINAL = range(4)
 
-UNCOUNTED = 2**32 - 1  # foreground of a mask that nobody has decoded
-COPIED = "copied"  # flag of a sample that has the source's bytes
+UNCOUNTED = 2**32 - 1  # foreground of a mask that has not been decoded
+COPIED = "copied"  # flag of a sample that has the bytes of its source files
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def shard_name(split: str, number: int) -> str:
-    """The shard's name relative to the set, as `train/000007.tar`."""
-    return f"{split}/{number:06d}.tar"
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of a set, such as a sample table: its name relative to the set, its length and its hash."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Parse an entry of the index. Raises KeyError, TypeError or ValueError for a malformed one."""
+        return cls(name=_text(value["name"]), bytes=_count(value["bytes"]), sha256=_text(value["sha256"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the entry as the index holds it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry(FileEntry):
+    """A shard of a set: a tar file and the number of its samples."""
+
+    samples: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Parse an entry of the index. Raises KeyError, TypeError or ValueError for a malformed one."""
+        return cls(
+            name=_text(value["name"]),
+            samples=_count(value["samples"]),
+            bytes=_count(value["bytes"]),
+            sha256=_text(value["sha256"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitEntry:
+    """A split of a set: its sample table and its shards."""
+
+    samples: int
+    table: FileEntry
+    shards: tuple[ShardEntry, ...]
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any]) -> Self:
+        """Parse the entry of the split `name`.
+
+        Raises KeyError, TypeError or ValueError for a malformed one and for file names outside the split's own.
+        """
+        table = FileEntry.from_json(value["table"])
+        shards = tuple(ShardEntry.from_json(shard) for shard in value["shards"])
+        pattern = re.compile(rf"{re.escape(name)}/[0-9]{{6,}}\.tar")
+        if not name.isidentifier() or table.name != table_name(name):
+            raise ValueError(name)
+        if not all(pattern.fullmatch(shard.name) for shard in shards):
+            raise ValueError(name)
+        return cls(samples=_count(value["samples"]), table=table, shards=shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the entry as the index holds it."""
+        shards = [shard.to_json() for shard in self.shards]
+        return {"samples": self.samples, "table": self.table.to_json(), "shards": shards}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of input files and of samples: found = packed + rejected + ignored."""
+
+    found: int
+    packed: int
+    rejected: int
+    ignored: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Rejected files by reason code."""
+    flags: Mapping[str, int] = field(default_factory=dict)
+    """Samples by flag."""
+    duplicates: Mapping[str, int] | None = None
+    """Pairs of duplicates by kind; None: built by a version that did not look for them."""
+    duplicates_across_splits: int | None = None
+    """Pairs of duplicates in two splits; None as above."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Parse the counts of an index. Raises KeyError, TypeError or ValueError for malformed ones."""
+        return cls(
+            found=_count(value["found"]),
+            packed=_count(value["packed"]),
+            rejected=_count(value["rejected"]),
+            ignored=_count(value["ignored"]),
+            reasons=value.get("reasons", {}),
+            flags=value.get("flags", {}),
+            duplicates=value.get("duplicates"),
+            duplicates_across_splits=value.get("duplicates_across_splits"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the counts as the index holds them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """The index of a shard set: the typed content of index.json."""
+
+    digest: str
+    """sha256 that identifies the whole set."""
+    size: int | None
+    """Side of the square images in pixels; None when each keeps its original size."""
+    built: Mapping[str, Any]
+    """Build options and a digest of the inputs (`BuildOptions.to_json`); empty in a set of an older version."""
+    counts: Counts
+    splits: Mapping[str, SplitEntry]
+
+    @classmethod
+    def new(
+        cls, *, size: int | None, built: Mapping[str, Any], counts: Counts, splits: Mapping[str, SplitEntry]
+    ) -> Self:
+        """Make the index of a set that has just been written, with its digest."""
+        index = cls(digest="", size=size, built=built, counts=counts, splits=splits)
+        return replace(index, digest=digest_of(index.to_json()))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Self:
+        """Parse and check the bytes of index.json; `where` is its path or URL for messages.
+
+        The digest is checked over the JSON itself, so that fields of a later version count too. Raises ShardSetError
+        for another format or version and for a missing or malformed field, CorruptShardError for a wrong digest.
+        """
+        try:
+            value = json.loads(text)
+            name, version = value["format"], value["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardSetError(f"{where}: not the index of a shard set; build it again") from error
+        if name != FORMAT or version != VERSION:
+            raise ShardSetError(
+                f"{where}: format {name} version {version}, but this isicdist reads {FORMAT} version {VERSION}; "
+                "build the set again with this version"
+            )
+        if value.get("digest") != digest_of(value):
+            raise CorruptShardError(f"{where}: its content does not have its digest; copy or build the set again")
+        try:
+            return cls.from_json(value)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ShardSetError(
+                f"{where}: its fields are not those of {FORMAT} version {VERSION}; build the set again"
+            ) from error
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Build the index from parsed JSON; unknown fields are ignored.
+
+        Raises KeyError, TypeError, AttributeError or ValueError when a field that a reader needs is missing or
+        malformed, or when a file name points outside the set.
+        """
+        size = value["size"]
+        if size is not None and not _count(size):
+            raise ValueError(size)
+        return cls(
+            digest=_text(value["digest"]),
+            size=size,
+            built=value.get("built", {}),
+            counts=Counts.from_json(value["counts"]),
+            splits={name: SplitEntry.from_json(name, split) for name, split in value["splits"].items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the index as index.json holds it (`canonical_json` makes its bytes)."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "digest": self.digest,
+            "size": self.size,
+            "built": dict(self.built),
+            "counts": self.counts.to_json(),
+            "splits": {name: split.to_json() for name, split in self.splits.items()},
+        }
+
+
+def shard_name(split: str, position: int) -> str:
+    """Give a shard's name relative to the set, as `train/000007.tar`."""
+    return f"{split}/{position:06d}.tar"
 
 
 def table_name(split: str) -> str:
-    """The sample table's name relative to the set, as `samples-train.npy`."""
+    """Give the sample table's name relative to the set, as `samples-train.npy`."""
     return f"samples-{split}.npy"
 
 
-def sample_dtype(key_bytes: int) -> np.dtype:
-    """The dtype of a sample table whose longest key has `key_bytes` bytes."""
-    fields = [
+def sample_dtype(key_bytes: int) -> np.dtype[np.void]:
+    """Give the dtype of a sample table whose longest key has `key_bytes` bytes."""
+    fields: list[Any] = [
         ("key", f"S{max(1, key_bytes)}"),
         ("shard", "<u4"),
         ("offset", "<u8"),
@@ -93,53 +273,23 @@ def sample_dtype(key_bytes: int) -> np.dtype:
 
 
 def canonical_json(value: Any) -> bytes:
-    """One spelling of a JSON value: sorted keys, no spaces, UTF-8; a file's name that is no UTF-8 is escaped."""
+    """Serialise to canonical JSON: sorted keys, no spaces, UTF-8; undecodable bytes of a file name are escaped."""
     text = _CANONICAL.encode(value)
-    return text.encode(errors="backslashreplace")  # which is how JSON escapes such a character, too
+    return text.encode(errors="backslashreplace")  # as JSON escapes such a character
 
 
 def digest_of(index: Mapping[str, Any]) -> str:
-    """The set's digest: sha256 over the canonical JSON of every field of its index but the digest."""
+    """Compute a set's digest: sha256 over the canonical JSON of every field of its index but the digest."""
     return hashlib.sha256(canonical_json({k: v for k, v in index.items() if k != "digest"})).hexdigest()
 
 
-def parse_index(text: bytes, where: str) -> dict[str, Any]:
-    """Parse and check an index; `where` names it in messages.
-
-    Raises ShardSetError for another format or version and for a field that is missing or not what it should be,
-    CorruptShardError when the digest does not fit.
-    """
-    try:
-        index = json.loads(text)
-        name, version = index["format"], index["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{where}: not the index of a shard set; build it again") from error
-    if name != FORMAT or version != VERSION:
-        raise ShardSetError(
-            f"{where}: format {name} version {version}, but this isicdist reads {FORMAT} version {VERSION}; "
-            "build the set again with this version"
-        )
-    if index.get("digest") != digest_of(index):
-        raise CorruptShardError(f"{where}: its content does not have its digest; copy or build the set again")
-    try:
-        right = _is_as_specified(index)
-    except (KeyError, TypeError, AttributeError):
-        right = False
-    if not right:
-        raise ShardSetError(f"{where}: its fields are not those of {FORMAT} version {VERSION}; build the set again")
-    return index
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(value)
+    return value
 
 
-def _is_as_specified(index: Mapping[str, Any]) -> bool:
-    """Whether an index has what a reader needs, and names no file outside the set."""
-    counts, size = index["counts"], index["size"]
-    numbers = [counts[name] for name in ("found", "packed", "rejected", "ignored")]
-    named = size is None or (isinstance(size, int) and size > 0)
-    for split, entry in index["splits"].items():
-        table, shards = entry["table"], entry["shards"]
-        numbers += [entry["samples"], table["bytes"]]
-        numbers += [shard[name] for shard in shards for name in ("samples", "bytes")]
-        named &= split.isidentifier() and table["name"] == table_name(split)
-        named &= all(re.fullmatch(rf"{split}/[0-9]{{6,}}\.tar", shard["name"]) for shard in shards)
-        named &= all(isinstance(file["sha256"], str) for file in [table, *shards])
-    return bool(named) and all(isinstance(number, int) and number >= 0 for number in numbers)
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value

@@ -1,6 +1,6 @@
-"""Open a shard set and read any sample of it by its number, with every byte checked against the index.
+"""Open a shard set and read any of its samples by index, every byte checked against the index of the set.
 
-A local set is read where it lies. Of a remote one whole shards are downloaded into the node's cache (`shards.remote`).
+A local set is read in place. The shards of a remote one are downloaded into the node's cache (`shards.remote`).
 """
 
 from __future__ import annotations
@@ -17,34 +17,38 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from isal import isal_zlib
+from numpy.typing import NDArray
 
 from shards import codecs, format, layout
 from shards.errors import CorruptShardError, ShardSetError, UsageError
+from shards.format import FileEntry, Index, ShardEntry
 
 if TYPE_CHECKING:
-    from shards.remote.cache import Copies, NodeCache
+    from shards.remote.cache import CachedSet, NodeCache
 
 REMOTE_WINDOW = 16
-"""Shards of a remote set that are shuffled together unless told otherwise: all of them must be here at once."""
+"""Shards of a remote set that are shuffled together by default: all of them must be in the cache at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class Split:
-    """One split of an open shard set: samples numbered from 0 in the order of its table."""
+    """One split of an open shard set. A sample's index is its row in the sample table, from 0. Threads may share it."""
 
     root: Path
-    """The folder of the set; of a remote one, of its copies on this node."""
+    """The folder of the set; for a remote one, of its cached files on this node."""
     name: str
     digest: str
     """The digest of the whole set."""
     table: np.ndarray = field(repr=False)
-    entries: tuple[dict[str, Any], ...] = field(repr=False)
-    """The shards as the index has them: name, samples, bytes, sha256."""
+    """The sample table (n,), of `format.sample_dtype`."""
+    entries: tuple[ShardEntry, ...] = field(repr=False)
+    """The shards, as the index lists them."""
     size: int | None
-    """Side of the images in pixels; None when each keeps its own."""
-    copies: Copies | None = field(default=None, repr=False, compare=False)
-    """Of a remote set, its copies on this node."""
-    _maps: dict[int, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
+    """Side of the images in pixels; None when each keeps its original size."""
+    cached_set: CachedSet | None = field(default=None, repr=False)
+    """The node's cache of the set, when it is remote."""
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict, init=False, repr=False)
+    """The shards that are mapped into memory, by position in `entries`."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -52,214 +56,245 @@ class Split:
     @property
     def location(self) -> str:
         """The folder or URL of the set, for messages."""
-        return self.copies.remote.location if self.copies else str(self.root)
+        return self.cached_set.remote.location if self.cached_set else str(self.root)
 
     @cached_property
     def shards(self) -> tuple[str, ...]:
-        """The names of the shards."""
-        return tuple(entry["name"] for entry in self.entries)
+        """The names of the shards, relative to the set."""
+        return tuple(entry.name for entry in self.entries)
 
     @property
     def window(self) -> int | None:
-        """How many shards are shuffled together unless told otherwise: None, which is all, where they are local."""
-        return REMOTE_WINDOW if self.copies and len(self.entries) > REMOTE_WINDOW else None
+        """Shards that are shuffled together by default; None: all, as for every local set."""
+        return REMOTE_WINDOW if self.cached_set and len(self.entries) > REMOTE_WINDOW else None
 
     @property
-    def shard_samples(self) -> np.ndarray:
-        """The number of samples in each shard, int64: what the epoch's order is made from."""
+    def shard_samples(self) -> NDArray[np.int64]:
+        """Samples in each shard, (number of shards,): the epoch's order is derived from it."""
         return np.bincount(self.table["shard"], minlength=len(self.entries)).astype(np.int64)
 
-    def key(self, number: int) -> str:
-        """The key of a sample."""
-        return self.table["key"][number].decode()
+    def key(self, index: int) -> str:
+        """Give the key (ISIC id) of a sample."""
+        return self.table["key"][index].decode()
 
-    def read(self, number: int, member: int) -> memoryview:
-        """The bytes of one member (`format.IMAGE`, ...) of a sample; empty where the sample has none.
+    def read(self, index: int, member: int) -> memoryview:
+        """Read the bytes of one member (`format.IMAGE`, ...) of a sample; empty if the sample has no such member.
 
-        Raises CorruptShardError that names shard and key when a byte is not what the index says.
+        Downloads the shard if it is remote and not cached. Raises CorruptShardError with shard, key and member when
+        the bytes do not have the CRC-32 of the table, and whatever `open_shard` raises.
         """
-        shard = int(self.table["shard"][number])
-        if not self.table["size"][number, member]:
+        shard = int(self.table["shard"][index])
+        if not self.table["size"][index, member]:
             return memoryview(b"")
         try:
-            return self._member(self._open(shard), number, member)
+            return self._read_member(self._map_shard(shard), index, member)
         except CorruptShardError:
-            if self.copies:  # or the next run would read this copy, too
-                self.copies.drop(self.entries[shard])
+            if self.cached_set:  # or the next run would read this file too
+                self.cached_set.drop(self.entries[shard])
             raise
 
-    def image(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB; decoded into `out`, a contiguous array of that shape, where one is given."""
-        return self._decode(number, format.IMAGE, out)
+    def image(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Decode the image (H, W, 3) uint8 RGB, into `out` (contiguous, same shape and type) if given."""
+        return self._decode(index, format.IMAGE, out)
 
-    def mask(self, number: int, out: np.ndarray | None = None) -> np.ndarray:
-        """The mask (H, W) uint8, 1 where the lesion is; into `out` where one is given."""
-        return self._decode(number, format.MASK, out)
+    def mask(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Decode the mask (H, W) uint8, 1 where the lesion is, into `out` if given."""
+        return self._decode(index, format.MASK, out)
 
-    def sample(self, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+    def sample(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Decode a sample into an image (H, W, 3) and a mask (H, W), both uint8 and contiguous."""
-        self.image(number, image)
-        self.mask(number, mask)
+        self.image(index, image)
+        self.mask(index, mask)
 
-    def original_mask(self, number: int) -> np.ndarray | None:
-        """The mask at its original resolution (H, W) uint8, or None where the set does not carry it."""
-        return self._decode(number, format.ORIGINAL) if self.table["size"][number, format.ORIGINAL] else None
+    def original_mask(self, index: int) -> np.ndarray | None:
+        """Decode the mask at its original resolution (H, W) uint8; None if the set does not contain it."""
+        return self._decode(index, format.ORIGINAL) if self.table["size"][index, format.ORIGINAL] else None
 
-    def meta(self, number: int) -> dict[str, Any]:
-        """The sample's JSON."""
-        return json.loads(bytes(self.read(number, format.META)))
+    def meta(self, index: int) -> dict[str, Any]:
+        """Parse the JSON of a sample (`shards.format`)."""
+        return json.loads(bytes(self.read(index, format.META)))
 
-    def _decode(self, number: int, member: int, out: np.ndarray | None = None) -> np.ndarray:
-        data = self.read(number, member)
+    def open_shard(self, shard: int) -> BinaryIO:
+        """Open a shard by its position in `entries`, downloading it if it is remote and not cached.
+
+        Raises CorruptShardError when it is missing or not the one of the index, and whatever `CachedSet.open` raises.
+        """
+        entry = self.entries[shard]
+        if self.cached_set:
+            return self.cached_set.open(entry, lambda path: self._check_members(shard, path))
+        try:
+            return (self.root / entry.name).open("rb")
+        except FileNotFoundError as error:
+            raise CorruptShardError(
+                f"{self.root / entry.name}: the shard is missing; copy it again", shard=entry.name
+            ) from error
+
+    def start_pass(self, order: np.ndarray) -> Callable[[int], None]:
+        """Start a pass over sample indices `order`, int64 (n,), of all ranks together. Returns `advance(position)`.
+
+        Call `advance` with the position in `order` where the pass begins, and again when all samples before a position
+        have been read. For a remote set it prefetches the shards that come next and releases finished ones, which may
+        then be evicted. Raises UsageError when the cache is too small.
+        """
+        if not self.cached_set:
+            return lambda position: None
+        from shards.remote.prefetch import ShardPrefetcher
+
+        return ShardPrefetcher(self.table["shard"][order], self.entries, self.cached_set, self._unmap_shard).advance
+
+    def _decode(self, index: int, member: int, out: np.ndarray | None = None) -> np.ndarray:
+        data = self.read(index, member)
         decode = codecs.decode_image if member == format.IMAGE else codecs.decode_mask
         try:
             return decode(data, out)
         except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
-            shard = self.entries[self.table["shard"][number]]["name"]
-            name = f"{self.key(number)}.{format.MEMBERS[member]}"
-            raise CorruptShardError(f"{shard}: {name} does not decode ({error})") from error
+            shard, key, name = self._names(index, member)
+            raise CorruptShardError(
+                f"{shard}: {key}.{name} does not decode ({error})", shard=shard, key=key, member=name
+            ) from error
 
-    def file(self, shard: int) -> BinaryIO:
-        """A shard by its place in the list, open; of a remote set its copy, fetched where there is none.
-
-        Raises CorruptShardError when it is missing or not the one of the index, and what `Copies.open` raises.
-        """
-        entry = self.entries[shard]
-        if self.copies:
-            return self.copies.open(entry, lambda path: self._inspect(shard, path))
-        try:
-            return (self.root / entry["name"]).open("rb")
-        except FileNotFoundError as error:
-            raise CorruptShardError(f"{self.root / entry['name']}: the shard is missing; copy it again") from error
-
-    def start_pass(self, order: np.ndarray) -> Callable[[int], None]:
-        """Announce a pass over the samples, all ranks together, in `order`: sample numbers, int64 (n,).
-
-        Call what is returned with a place in `order` when the pass begins there, and whenever all before it is read.
-        Shards of a remote set are fetched ahead of that place, and those behind it may be evicted. Raises UsageError
-        when the cache is too small.
-        """
-        if not self.copies:
-            return lambda place: None
-        from shards.remote.prefetch import Pass
-
-        return Pass(self.table["shard"][order], self.entries, self.copies, self._let_go).at
-
-    def _let_go(self, shard: int) -> None:
-        self._maps.pop(shard, None)
-
-    def _open(self, shard: int) -> mmap.mmap:
-        # Two threads may both map a shard for the first time: one of the two maps is dropped unused.
+    def _map_shard(self, shard: int) -> mmap.mmap:
+        # Two threads may both map a shard for the first time: one of the two maps is then dropped unused.
         if shard not in self._maps:
-            with self.file(shard) as file:
+            with self.open_shard(shard) as file:
                 try:
                     self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 except ValueError as error:
-                    raise CorruptShardError(f"{file.name}: the shard is empty; copy it again") from error
+                    raise CorruptShardError(
+                        f"{file.name}: the shard is empty; copy it again", shard=self.entries[shard].name
+                    ) from error
         return self._maps[shard]
 
-    def _member(self, shard: mmap.mmap | bytes, number: int, member: int) -> memoryview:
-        """The bytes of a member in its shard's, when they are those of the index."""
-        row = self.table[number]
+    def _unmap_shard(self, shard: int) -> None:
+        self._maps.pop(shard, None)
+
+    def _read_member(self, data: mmap.mmap | bytes, index: int, member: int) -> memoryview:
+        """Slice a member out of the bytes of its shard. Raises CorruptShardError unless its CRC-32 is the table's."""
+        row = self.table[index]
         start, size = layout.member_spans(int(row["offset"]), row["size"].tolist())[member]
-        data = memoryview(shard)[start : start + size]
-        name = self.entries[row["shard"]]["name"]
-        _checked(data, int(row["crc"][member]), name, self.key(number), member)
-        return data
+        body = memoryview(data)[start : start + size]
+        if isal_zlib.crc32(body) != int(row["crc"][member]):
+            shard, key, name = self._names(index, member)
+            raise CorruptShardError(
+                f"{shard}: {key}.{name} is corrupt (its CRC-32 is not the index's); "
+                "copy the shard again or rebuild the set",
+                shard=shard,
+                key=key,
+                member=name,
+            )
+        return body
 
-    def _inspect(self, shard: int, path: Path) -> None:
-        """Raises CorruptShardError that names the first wrong member of a shard that was fetched to `path`."""
+    def _check_members(self, shard: int, path: Path) -> None:
+        """Raise CorruptShardError for the first damaged member of a shard that was downloaded to `path`."""
         data = path.read_bytes()
-        for number in np.flatnonzero(self.table["shard"] == shard):
-            for member in np.flatnonzero(self.table["size"][number]):
-                self._member(data, int(number), int(member))
+        for index in np.flatnonzero(self.table["shard"] == shard):
+            for member in np.flatnonzero(self.table["size"][index]):
+                self._read_member(data, int(index), int(member))
+
+    def _names(self, index: int, member: int) -> tuple[str, str, str]:
+        """The shard, key and member of a sample, for messages."""
+        return self.entries[self.table["shard"][index]].name, self.key(index), format.MEMBERS[member]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardSet:
     """An open shard set: its index and its splits."""
 
     root: Path
-    """The folder of the set; of a remote one, of its copies on this node."""
-    index: dict[str, Any] = field(repr=False)
-    copies: Copies | None = field(default=None, repr=False, compare=False)
-    """Of a remote set, its copies on this node."""
+    """The folder of the set; for a remote one, of its cached files on this node."""
+    index: Index = field(repr=False)
+    cached_set: CachedSet | None = field(default=None, repr=False, compare=False)
+    """The node's cache of the set, when it is remote."""
 
     @classmethod
-    def open(cls, place: str | Path, cache: NodeCache | None = None) -> Self:
-        """Open the set in a folder or behind an fsspec URL. Raises ShardSetError when there is none, or of another
-        version.
+    def open(cls, location: str | Path, cache: NodeCache | None = None) -> Self:
+        """Open the set in a folder or at an fsspec URL.
 
-        `cache`: where copies of remote shards are kept; the default one where it is not given.
+        `cache`: the cache for remote shards; by default the user's, without a limit. Raises ShardSetError when there
+        is no complete set or one of another version, CorruptShardError when its index is damaged.
         """
-        if "://" in str(place):
-            return cls._open_remote(str(place), cache)
-        root = Path(place)
+        if "://" in str(location):
+            return cls._open_remote(str(location), cache)
+        root = Path(location)
         path = root / format.INDEX_NAME
         if not path.is_file():
             what = "there is no such folder" if not root.is_dir() else "no complete shard set (no index.json)"
             raise ShardSetError(f"{root}: {what}; make one with: isic-shards build --out {root} ...")
-        return cls(root, format.parse_index(path.read_bytes(), str(path)))
+        return cls(root=root, index=Index.parse(path.read_bytes(), str(path)))
 
     @classmethod
     def _open_remote(cls, url: str, cache: NodeCache | None) -> Self:
         # Late: a set in a folder needs no fsspec.
-        from shards.remote.cache import Copies, NodeCache
+        from shards.remote.cache import CachedSet, NodeCache
         from shards.remote.folder import RemoteFolder
 
         remote = RemoteFolder(url)
-        index = format.parse_index(remote.read(format.INDEX_NAME), f"{remote.location}/{format.INDEX_NAME}")
-        copies = Copies(remote, cache or NodeCache(), index["digest"])
-        return cls(copies.root, index, copies)
+        index = Index.parse(remote.read(format.INDEX_NAME), f"{remote.location}/{format.INDEX_NAME}")
+        cached_set = CachedSet(remote, cache or NodeCache(), index.digest)
+        return cls(root=cached_set.root, index=index, cached_set=cached_set)
 
     @property
     def location(self) -> str:
         """The folder or URL of the set, for messages."""
-        return self.copies.remote.location if self.copies else str(self.root)
+        return self.cached_set.remote.location if self.cached_set else str(self.root)
 
     @property
     def digest(self) -> str:
-        """sha256 that names the whole set."""
-        return self.index["digest"]
+        """sha256 that identifies the whole set."""
+        return self.index.digest
 
     @property
     def size(self) -> int | None:
         """Side of the square images in pixels; None when each keeps its original size."""
-        return self.index["size"]
+        return self.index.size
+
+    @property
+    def fit(self) -> str:
+        """The resize mode of the images: stretch, pad, crop or original (`ResizePlan.mode`).
+
+        Raises ShardSetError for an index without it: an older version has built the set.
+        """
+        try:
+            return self.index.built["fit"]
+        except KeyError as error:
+            raise ShardSetError(
+                f"{self.location}: its index does not say how the images were resized; build the set again"
+            ) from error
 
     def split(self, name: str) -> Split:
-        """One split, its table checked. Raises UsageError for a name the set does not have."""
-        splits = self.index["splits"]
+        """Open one split and check its table.
+
+        Raises UsageError for a name the set does not have, ShardSetError when the table is missing or cannot be
+        downloaded, CorruptShardError when it is damaged.
+        """
+        splits = self.index.splits
         if name not in splits:
             raise UsageError(f"{self.location}: no split {name!r}; it has {', '.join(sorted(splits))}")
         entry = splits[name]
-        table = np.load(io.BytesIO(self._table(entry["table"])), allow_pickle=False)
-        return Split(self.root, name, self.digest, table, tuple(entry["shards"]), self.size, self.copies)
+        return Split(
+            root=self.root,
+            name=name,
+            digest=self.digest,
+            table=np.load(io.BytesIO(self._read_table(entry.table)), allow_pickle=False),
+            entries=entry.shards,
+            size=self.size,
+            cached_set=self.cached_set,
+        )
 
-    def _table(self, entry: dict[str, Any]) -> bytes:
-        """The bytes of a sample table."""
-        if self.copies:
-            with self.copies.open(entry) as file:
+    def _read_table(self, entry: FileEntry) -> bytes:
+        if self.cached_set:
+            with self.cached_set.open(entry) as file:
                 data = file.read()
         else:
-            path = self.root / entry["name"]
+            path = self.root / entry.name
             if not path.is_file():
                 raise ShardSetError(f"{path}: the sample table is missing; copy or build the set again")
             data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            if self.copies:
-                self.copies.drop(entry)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            if self.cached_set:
+                self.cached_set.drop(entry)
             raise CorruptShardError(
-                f"{self.root / entry['name']}: not the bytes that the index names; copy or build the set again"
+                f"{self.root / entry.name}: not the bytes that the index names; copy or build the set again",
+                shard=entry.name,
             )
         return data
-
-
-def _checked(data: bytes | memoryview, crc: int, shard: str, key: str, member: int) -> bytes | memoryview:
-    """`data`, when its CRC-32 is `crc`. Raises CorruptShardError that names shard, key and member."""
-    if isal_zlib.crc32(data) != crc:
-        raise CorruptShardError(
-            f"{shard}: {key}.{format.MEMBERS[member]} is corrupt (its CRC-32 is not the index's); "
-            "copy the shard again or rebuild the set"
-        )
-    return data

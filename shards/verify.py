@@ -1,11 +1,10 @@
-"""Check every byte of a shard set against its index, and with `deep` decode every sample."""
+"""Check every byte of a shard set against its index; with `deep`, decode every sample too."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import mmap
-import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,69 +15,66 @@ from PIL import Image
 
 from shards import codecs, format, layout
 from shards.errors import CorruptShardError
+from shards.parallel.processes import available_cores
 from shards.reader import ShardSet, Split
 
-CHUNK = 1 << 20  # bytes that are hashed at a time
+CHUNK_BYTES = 1 << 20  # hashed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What a check found."""
+    """Result of a check."""
 
     shards: int
     samples: int
     bytes: int
     faults: list[str]
-    """One line each, with shard and key; empty when every byte is right."""
+    """One line each, with shard and key; empty for a sound set."""
 
 
 def verify(
     root: str | Path, *, deep: bool = False, report: Callable[[int, int], None] = lambda done, total: None
 ) -> Verified:
-    """Check a set; of a remote one the copies on this node, fetched where there are none.
+    """Check the set in a folder or at a URL; a remote one is downloaded into the node's cache.
 
-    `report` is called with the shards done and all shards.
-
-    Hashing and decoding release the interpreter's lock, so threads use every core. Raises ShardSetError when
-    there is no set, CorruptShardError when its index or a sample table is damaged.
+    `report` is called with the shards done and the total. Hashing and decoding release the GIL, so the work runs on
+    one thread per core. Raises ShardSetError when there is no set, CorruptShardError when its index or a sample table
+    is damaged.
     """
     shard_set = ShardSet.open(root)
-    splits = [shard_set.split(name) for name in shard_set.index["splits"]]
-    work = [
-        (split, number, entry)
-        for split in splits
-        for number, entry in enumerate(shard_set.index["splits"][split.name]["shards"])
-    ]
+    splits = [shard_set.split(name) for name in shard_set.index.splits]
+    work = [(split, shard) for split in splits for shard in range(len(split.entries))]
     faults: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for done, found in enumerate(pool.map(lambda item: _verify_shard(*item, deep=deep), work), start=1):
             faults += found
             report(done, len(work))
     return Verified(
         shards=len(work),
         samples=sum(len(split) for split in splits),
-        bytes=sum(entry["bytes"] for *_, entry in work),
+        bytes=sum(entry.bytes for split in splits for entry in split.entries),
         faults=faults,
     )
 
 
-def _verify_shard(split: Split, number: int, entry: dict, *, deep: bool) -> list[str]:
-    """The faults of one shard."""
-    path = split.root / entry["name"]
-    samples = [int(i) for i in (split.table["shard"] == number).nonzero()[0]]
-    if len(samples) != entry["samples"]:
-        return [f"{entry['name']}: the index says {entry['samples']} samples, the table {len(samples)}"]
-    if split.copies:
+def _verify_shard(split: Split, shard: int, *, deep: bool) -> list[str]:
+    """Find the faults of one shard, given by its position in `split.entries`."""
+    entry = split.entries[shard]
+    path = split.root / entry.name
+    indices = [int(i) for i in (split.table["shard"] == shard).nonzero()[0]]
+    if len(indices) != entry.samples:
+        return [f"{entry.name}: the index says {entry.samples} samples, the table {len(indices)}"]
+    if split.cached_set:
         try:
-            split.file(number).close()  # so that there is a copy
+            split.open_shard(shard).close()  # downloads it
         except CorruptShardError as error:
             return [str(error)]
     if not path.is_file():
-        return [f"{entry['name']}: the shard is missing"]
+        return [f"{entry.name}: the shard is missing"]
     size = path.stat().st_size
-    faults = []
-    if size != entry["bytes"]:
-        faults.append(f"{entry['name']}: {size} bytes, not the {entry['bytes']} of the index")
+    faults: list[str] = []
+    if size != entry.bytes:
+        faults.append(f"{entry.name}: {size} bytes, not the {entry.bytes} of the index")
     if not size:
         return faults
     with (
@@ -86,28 +82,28 @@ def _verify_shard(split: Split, number: int, entry: dict, *, deep: bool) -> list
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as data,
     ):
-        whole = _sha256(data) == entry["sha256"]
-        members = [fault for sample in samples for fault in _verify_members(split, sample, entry["name"], data)]
-    faults += members
-    if not whole and not faults:
-        faults.append(f"{entry['name']}: not the sha256 of the index, though every member is right")
-    if deep and not members:
-        faults += [fault for sample in samples for fault in _decode(split, sample, entry["name"])]
+        hash_fits = _sha256(data) == entry.sha256
+        member_faults = [fault for index in indices for fault in _verify_members(split, index, entry.name, data)]
+    faults += member_faults
+    if not hash_fits and not faults:
+        faults.append(f"{entry.name}: not the sha256 of the index, though every member is right")
+    if deep and not member_faults:
+        faults += [fault for index in indices for fault in _verify_decoded(split, index, entry.name)]
     return faults
 
 
 def _sha256(data: memoryview) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(data), CHUNK):
-        digest.update(data[start : start + CHUNK])
+    for start in range(0, len(data), CHUNK_BYTES):
+        digest.update(data[start : start + CHUNK_BYTES])
     return digest.hexdigest()
 
 
-def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> list[str]:
-    """Check the header's name and the CRC-32 of each member of a sample."""
-    row, key = split.table[sample], split.key(sample)
+def _verify_members(split: Split, index: int, shard: str, data: memoryview) -> list[str]:
+    """Check the name in the tar header and the CRC-32 of each member of a sample."""
+    row, key = split.table[index], split.key(index)
     spans = layout.member_spans(int(row["offset"]), row["size"].tolist())
-    faults = []
+    faults: list[str] = []
     for member, (start, size) in enumerate(spans):
         name = f"{key}.{format.MEMBERS[member]}"
         if not size:
@@ -121,18 +117,12 @@ def _verify_members(split: Split, sample: int, shard: str, data: memoryview) -> 
     return faults
 
 
-def _is_black(split: Split, sample: int) -> bool:
-    """Whether a mask without foreground, which may have been copied from anywhere, is 0 throughout."""
-    with Image.open(io.BytesIO(split.read(sample, format.MASK)), formats=["PNG"]) as picture:
-        return picture.getextrema() == (0, 0)
-
-
-def _decode(split: Split, sample: int, shard: str) -> list[str]:
-    """Decode all of a sample, and compare what it says of itself with what it is."""
-    row, key = split.table[sample], split.key(sample)
+def _verify_decoded(split: Split, index: int, shard: str) -> list[str]:
+    """Decode a sample, and compare its sizes, foreground and JSON with the table."""
+    row, key = split.table[index], split.key(index)
     try:
-        image, mask, original = split.image(sample), split.mask(sample), split.original_mask(sample)
-        meta = split.meta(sample)
+        image, mask, original = split.image(index), split.mask(index), split.original_mask(index)
+        meta = split.meta(index)
         described = (meta["key"], meta["height"], meta["width"])
     except CorruptShardError as error:
         return [str(error)]
@@ -145,6 +135,12 @@ def _decode(split: Split, sample: int, shard: str) -> list[str]:
         "its foreground is not the table's": row["foreground"] in (int(mask.sum()), format.UNCOUNTED),
         "its JSON is another sample's": described == (key, *size),
         "its original mask has another size": original is None or original.shape == size,
-        f"its mask has values, but none above {codecs.FOREGROUND}": mask.any() or _is_black(split, sample),
+        f"its mask has values, but none above {codecs.FOREGROUND}": mask.any() or _is_all_zero(split, index),
     }
-    return [f"{shard}: {key}: {what}" for what, right in checks.items() if not right]
+    return [f"{shard}: {key}: {fault}" for fault, passed in checks.items() if not passed]
+
+
+def _is_all_zero(split: Split, index: int) -> bool:
+    """True if every value of a mask's PNG is 0: a copied 8-bit mask may mark the lesion by other values than 255."""
+    with Image.open(io.BytesIO(split.read(index, format.MASK)), formats=["PNG"]) as picture:
+        return picture.getextrema() == (0, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -18,10 +19,13 @@ from torch import Tensor
 from isicdist.metrics.dice import per_image_scores
 from isicdist.metrics.results import Results
 from shards.files import write_file
+from shards.geometry import mask_outline
 
 EXAMPLES = 4
 """Images of each kind."""
 TRUTH, PREDICTION = "#ffe600", "#00e5ff"
+OUTLINE_SHARE = 1 / 128
+"""Width of an outline, as a share of the image's longer side."""
 CALIBRATION_BINS = 16
 
 
@@ -100,11 +104,10 @@ def draw_curves(
 
 
 def _contour(axis: Axes, mask: np.ndarray, colour: str) -> None:
-    """Draw the border of `mask` (H, W), also where it runs along the image's edge; nothing of an empty one."""
-    if mask.any():
-        height, width = mask.shape
-        around = np.arange(-1, width + 1), np.arange(-1, height + 1)
-        axis.contour(*around, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.2)
+    """Draw the outline of `mask` (H, W), also where it runs along the image's edge."""
+    layer = np.zeros((*mask.shape, 4))  # RGBA, transparent
+    layer[mask_outline(mask > 0, max(1, round(max(mask.shape) * OUTLINE_SHARE)))] = to_rgba(colour)
+    axis.imshow(layer)
 
 
 def _save(figure: Figure, out: Path) -> None:

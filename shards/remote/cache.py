@@ -1,11 +1,11 @@
-"""The copies of remote shards on this node: each is fetched once, whatever the number of processes.
+"""The node's cache of remote files: each is downloaded once, whatever the number of processes.
 
-    CACHE/shards/<digest of the set>/train/000007.tar            whole, with the size and sha256 of the index
-    CACHE/shards/<digest of the set>/train/000007.tar.SIZE.part  on its way, SIZE bytes when it is whole
-    CACHE/shards/<digest of the set>/train/000007.tar.lock       held by the one that fetches it
+    CACHE/shards/<digest of the set>/train/000007.tar            complete, with the size and sha256 of the index
+    CACHE/shards/<digest of the set>/train/000007.tar.SIZE.part  being downloaded, SIZE bytes when complete
+    CACHE/shards/<digest of the set>/train/000007.tar.lock       held by the process that downloads it
 
-CACHE is `cache_root()`. A copy that is open is locked (shared), so that nobody evicts what is read now; what
-a killed process has left of a copy is fetched anew or evicted by the next.
+CACHE is `cache_root()`. An open file is locked (shared), which protects it from eviction. The unfinished download of a
+killed process is downloaded anew or evicted by the next one.
 """
 
 from __future__ import annotations
@@ -15,58 +15,58 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from shards import format
 from shards.errors import CorruptShardError, ShardSetError, ToolkitError, UsageError
 from shards.files import publish
+from shards.format import FileEntry, Index
 from shards.remote.folder import RemoteFolder
 
-WAIT_FOR_ROOM = 10.0  # seconds in which other processes may let go of what they read
-POLL = 0.05  # seconds
+WAIT_FOR_ROOM_SECONDS = 10.0  # in which other processes may release what they read
+POLL_SECONDS = 0.05
 
-Entry = Mapping[str, Any]
-"""A file of a set as its index names it: name, bytes, sha256."""
 Inspect = Callable[[Path], None]
+"""Called with a downloaded file whose checksum is wrong, to raise a more precise error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCache:
-    """Where copies of remote files are kept, and how many of them."""
+    """The folder for downloaded files on this node, and the limit of its size."""
 
     root: Path = field(default_factory=lambda: cache_root() / "shards")
     """The folder, on a disk of this node."""
-    limit: int = 0
-    """Bytes of all copies of all sets; 0: as many as there are."""
+    max_bytes: int = 0
+    """Limit of all files of all sets together; 0: unlimited."""
 
-    def reserve(self, part: Path, size: int, keep: Collection[Path] = ()) -> bool:
-        """Whether `size` bytes fit; then `part` stands for them. The oldest unused copies are evicted for it.
+    def reserve(self, part: Path, size: int, protected: Collection[Path] = ()) -> bool:
+        """Reserve `size` bytes for the download `part`, evicting the least recently used files. False: no room.
 
-        `keep`: copies that are not evicted though nobody reads them now.
+        `protected`: files that are not evicted although no process reads them now.
         """
-        if not self.limit:
+        if not self.max_bytes:
             return True
         with FileLock(self.root / "room.lock"):
             files = sorted(self._files(), key=lambda file: file[0])
-            taken = sum(size for _, size, _ in files)
+            used = sum(size for _, size, _ in files)
             for _, freed, path in files:
-                if taken + size <= self.limit:
+                if used + size <= self.max_bytes:
                     break
-                if path not in keep and _evict(path):
-                    taken -= freed
-            if taken + size > self.limit:
+                if path not in protected and _evict_file_or_part(path):
+                    used -= freed
+            if used + size > self.max_bytes:
                 return False
             part.touch()
             return True
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """(time of the last use in nanoseconds, bytes, path) of each copy, those on their way included."""
-        found = []
+        """(time of last use in ns, bytes, path) of each file; a download counts with its final size."""
+        found: list[tuple[int, int, Path]] = []
         for path in self.root.glob("*/**/*"):
             try:
                 status = path.stat()
@@ -79,63 +79,67 @@ class NodeCache:
         return found
 
 
-class Copies:
-    """The copies of one remote set on this node."""
+class CachedSet:
+    """The files of one remote set in the cache of this node."""
 
     def __init__(self, remote: RemoteFolder, cache: NodeCache, digest: str) -> None:
-        """`digest` of the set: another set under the same URL has another folder."""
+        """`digest` of the set: another set at the same URL gets another folder."""
         self.remote, self.cache, self._digest = remote, cache, digest
         self.root = cache.root / digest
-        """The folder of the copies."""
+        """The folder of the set's files."""
 
-    def open(self, entry: Entry, inspect: Inspect = lambda path: None) -> BinaryIO:
-        """A whole copy, fetched when there is none; as long as the file (or a map of it) is open it stays.
+    def open(self, entry: FileEntry, inspect: Inspect = lambda path: None) -> BinaryIO:
+        """Open a file, downloading it first if it is not cached. While it (or a map of it) is open, it is not evicted.
 
-        `inspect` is given a file that has not the bytes of the index, to raise what is wrong with it in detail.
-        Raises what `RemoteFolder.fetch` raises, ShardSetError when by now another set lies there, and UsageError when
-        the cache's limit leaves no room.
+        `inspect(path)` is called on a checksum mismatch and raises a more precise error. Raises what
+        `RemoteFolder.download` raises, ShardSetError when the set at the URL has been replaced by another one, and
+        UsageError when the cache's limit leaves no room.
         """
-        until = None
-        while (file := self._opened(entry)) is None:
+        deadline = None
+        while (file := self._open_cached(entry)) is None:
             try:
-                fetched = self.fetch(entry, inspect)
+                downloaded = self.download(entry, inspect)
             except ShardSetError as error:
                 wrong = isinstance(error, CorruptShardError) or isinstance(error.__cause__, FileNotFoundError)
-                if wrong and self._replaced():
+                if wrong and self._is_replaced():
                     raise ShardSetError(
                         f"{self.remote.location}: another shard set lies there than when it was opened; "
                         "start again with it, in a new run folder"
                     ) from error
                 raise
-            if fetched:
+            if downloaded:
                 continue
-            until = until or time.monotonic() + WAIT_FOR_ROOM
-            if time.monotonic() > until:
+            deadline = deadline or time.monotonic() + WAIT_FOR_ROOM_SECONDS
+            if time.monotonic() > deadline:
                 raise UsageError(
-                    f"{self.cache.root}: the {self.cache.limit} bytes of the cache are in use, and {entry['name']} "
-                    f"needs {entry['bytes']} more; give it more room (--stream.cache-size)"
+                    f"{self.cache.root}: the {self.cache.max_bytes} bytes of the cache are in use, and {entry.name} "
+                    f"needs {entry.bytes} more; give it more room (--stream.cache-size)"
                 )
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return file
 
-    def fetch(
+    def download(
         self,
-        entry: Entry,
+        entry: FileEntry,
         inspect: Inspect = lambda path: None,
-        keep: Collection[Path] = (),
+        protected: Collection[Path] = (),
     ) -> bool:
-        """Fetch a file unless there is a copy. Returns False when there is no room for it but that of `keep`."""
-        path, size = self.path(entry), entry["bytes"]
+        """Download a file unless it is cached; one process of the node does, the others wait for it.
+
+        Returns False when there is no room for it without evicting the files of `protected`. Raises what
+        `RemoteFolder.download` raises, and ShardSetError when the disk is full.
+        """
+        path, size = self.path(entry), entry.bytes
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{size}.part")
-        with FileLock(_lock_of(path), poll_interval=POLL):
+        with FileLock(_lock_path(path), poll_interval=POLL_SECONDS):
             if path.exists():
                 return True
             part.unlink(missing_ok=True)  # a killed process may have left it
-            if not self.cache.reserve(part, size, keep):
+            if not self.cache.reserve(part, size, protected):
                 return False
             try:
-                self.remote.fetch(entry["name"], part, size, entry["sha256"])
+                self.remote.download(entry, part)
                 publish(part, path)
             except CorruptShardError:
                 inspect(part)
@@ -144,39 +148,39 @@ class Copies:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise ShardSetError(
-                    f"{self.cache.root}: the disk has no room for {entry['name']} ({size} bytes); make some, set "
+                    f"{self.cache.root}: the disk has no room for {entry.name} ({size} bytes); make some, set "
                     "ISICDIST_CACHE to a folder on another disk, or keep less with --stream.cache-size"
                 ) from error
             finally:
                 part.unlink(missing_ok=True)
         return True
 
-    def drop(self, entry: Entry) -> None:
-        """Forget a copy that has gone bad."""
+    def drop(self, entry: FileEntry) -> None:
+        """Delete a cached file that turned out to be corrupt."""
         self.path(entry).unlink(missing_ok=True)
 
-    def path(self, entry: Entry) -> Path:
-        """Where the copy of a file lies, or will."""
-        return self.root / entry["name"]
+    def path(self, entry: FileEntry) -> Path:
+        """Give the path of a file in the cache, cached or not."""
+        return self.root / entry.name
 
-    def _replaced(self) -> bool:
-        """Whether the set that lies at the URL now is another one, as far as can be known."""
+    def _is_replaced(self) -> bool:
+        """True if the set at the URL is another one by now; False if it is the same or cannot be read."""
         name = format.INDEX_NAME
         try:
-            index = format.parse_index(self.remote.read(name), f"{self.remote.location}/{name}")
+            index = Index.parse(self.remote.read(name), f"{self.remote.location}/{name}")
         except ToolkitError:
             return False
-        return index["digest"] != self._digest
+        return index.digest != self._digest
 
-    def _opened(self, entry: Entry) -> BinaryIO | None:
-        """The copy, locked against eviction; None where there is none."""
+    def _open_cached(self, entry: FileEntry) -> BinaryIO | None:
+        """Open a cached file and lock it against eviction; None if it is not cached or of another size."""
         try:
             file = self.path(entry).open("rb")
         except FileNotFoundError:
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
         status = os.fstat(file.fileno())
-        if status.st_nlink and status.st_size == entry["bytes"]:
+        if status.st_nlink and status.st_size == entry.bytes:  # not evicted between open and lock
             os.utime(file.fileno())
             return file
         file.close()
@@ -185,40 +189,40 @@ class Copies:
         return None
 
 
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
-
-
-def _evict(path: Path) -> bool:
-    """Remove a copy that no process reads, or what a killed one has left of it; whether it is gone."""
-    if path.suffix != ".part":
-        return evict(path)
-    try:
-        with FileLock(_lock_of(path.with_suffix("").with_suffix("")), timeout=0):
-            path.unlink()
-    except Timeout:
-        return False
-    except FileNotFoundError:  # somebody else was quicker
-        pass
-    return True
-
-
 def cache_root() -> Path:
-    """$ISICDIST_CACHE, else $XDG_CACHE_HOME/isicdist, else ~/.cache/isicdist."""
-    given = os.environ.get("ISICDIST_CACHE")
-    if given:
-        return Path(given)
+    """Give the user's cache folder: $ISICDIST_CACHE, else $XDG_CACHE_HOME/isicdist, else ~/.cache/isicdist."""
+    configured = os.environ.get("ISICDIST_CACHE")
+    if configured:
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isicdist"
 
 
 def evict(path: Path) -> bool:
-    """Remove a file that no process reads; whether it is gone."""
+    """Delete a file unless a process has it open and locked. Returns True if it is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except BlockingIOError:
         return False
-    except FileNotFoundError:  # somebody else was quicker
+    except FileNotFoundError:  # another process has just evicted it
         pass
     return True
+
+
+def _evict_file_or_part(path: Path) -> bool:
+    """Delete a cached file that no process reads, or the unfinished download of a killed one. True if it is gone."""
+    if path.suffix != ".part":
+        return evict(path)
+    try:
+        with FileLock(_lock_path(path.with_suffix("").with_suffix("")), timeout=0):
+            path.unlink()
+    except Timeout:
+        return False
+    except FileNotFoundError:  # another process has just evicted it
+        pass
+    return True
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")

@@ -1,4 +1,4 @@
-"""Read the files of a folder behind a URL: again and again where the network fails, but not for ever."""
+"""Download files from a folder behind a URL, with a bounded number of retries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
 from shards.errors import CorruptShardError, ShardSetError, ToolkitError, UsageError
+from shards.format import FileEntry
 
-ATTEMPTS = 10  # at one file
-WRONG_ATTEMPTS = 2  # at a file that arrives whole, but with other bytes
-PATIENCE = 12.0  # seconds without a byte at one file, over all attempts, after which its server is given up
-READ_TIMEOUT = 4.0  # seconds without a byte that end one attempt
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0  # seconds between attempts; doubled from one to the next
-TRY_LATER = frozenset({408, 425, 429})  # the HTTP answers of 4xx that may be another one next time
-OF_THIS_NODE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE})
+MAX_ATTEMPTS = 10  # at one file
+MAX_CORRUPT_ATTEMPTS = 2  # at a file that arrives complete, but with other bytes
+STALL_TIMEOUT_SECONDS = 12.0  # without a byte of one file, over all attempts; then its server is given up
+READ_TIMEOUT_SECONDS = 4.0  # without a byte, which ends one attempt
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 3.0  # between attempts; doubled from one to the next
+RETRYABLE_HTTP_STATUS = frozenset({408, 425, 429})  # of 4xx: request timeout, too early, too many requests
+LOCAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE})  # not the server's
 
 T = TypeVar("T")
 
@@ -32,124 +33,127 @@ class RemoteFolder:
     """A folder behind a URL of any protocol that fsspec reads. Threads may share it."""
 
     def __init__(self, url: str) -> None:
-        """Nothing is read yet. Raises UsageError when the protocol, or what it needs installed, is not known."""
+        """Open the file system; nothing is read yet. Raises UsageError when it or what it needs is not installed."""
         self.url = url.rstrip("/")
         self.location = re.sub(r"//[^/@]*@", "//", self.url)
         """The URL without a password: for messages."""
         try:
-            self._filesystem, self._root = url_to_fs(self.url, **_options(self.url))
+            self._filesystem, self._root = url_to_fs(self.url, **_timeout_options(self.url))
         except (ImportError, ValueError) as error:
             raise UsageError(
                 f"{self.location}: cannot be read ({error}); http needs: pip install 'isicdist[remote]', "
                 "s3 needs s3fs, gs needs gcsfs"
             ) from error
-        self._given_up = -math.inf
-        """When any thread gave the server up; for PATIENCE seconds it gets one attempt at a file, until one is good."""
+        self._given_up_at = -math.inf
+        """When a thread last gave up the server. For STALL_TIMEOUT_SECONDS it then gets one attempt at a file, until
+        one succeeds: the server is not waited for again by every file."""
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small file. Raises ShardSetError that says which URL failed how."""
-        return self._with_retries(name, lambda heard: self._filesystem.cat_file(f"{self._root}/{name}"))
+        """Read a small file. Raises ShardSetError with the URL and the reason."""
+        return self._with_retries(name, lambda progress: self._filesystem.cat_file(f"{self._root}/{name}"))
 
-    def fetch(self, name: str, to: Path, size: int, sha256: str) -> None:
-        """Copy a file to `to`, which is whole and has that many bytes and that hash when this returns.
+    def download(self, entry: FileEntry, to: Path) -> None:
+        """Download a file to `to`, and check its length and sha256.
 
-        Raises ShardSetError that says which URL failed how; CorruptShardError when another file lies there, which
-        `to` then holds; OSError that names `to` when this machine has no room for it.
+        Raises ShardSetError with the URL and the reason, CorruptShardError when the server has other bytes, which `to`
+        then holds, and OSError with the filename `to` when this machine cannot store it.
         """
 
-        def attempt(heard: _ProgressWatch) -> None:
-            heard.most = size
+        def attempt(progress: _ProgressWatch) -> None:
+            progress.max_bytes = entry.bytes
             try:
-                self._filesystem.get_file(f"{self._root}/{name}", str(to), callback=heard)
+                self._filesystem.get_file(f"{self._root}/{entry.name}", str(to), callback=progress)
             except OSError as error:
-                if error.errno in OF_THIS_NODE:
+                if error.errno in LOCAL_ERRNOS:
                     error.filename = str(to)
                 raise
-            _check(to, size, sha256)
+            _check_download(to, entry)
 
-        self._with_retries(name, attempt)
+        self._with_retries(entry.name, attempt)
 
     def _with_retries(self, name: str, attempt: Callable[[_ProgressWatch], T]) -> T:
-        """What `attempt` returns, when one of several does."""
-        number, pause, silent = 1, FIRST_PAUSE, 0.0
+        """Call `attempt` until it succeeds, with exponential backoff.
+
+        Not a library's retry loop, because the time limit counts silence instead of attempts (a slow download of a
+        large shard is no failure), and because all files of a server share the decision to give up.
+        """
+        attempts, backoff, stalled = 1, MIN_BACKOFF_SECONDS, 0.0
         while True:
-            heard = _ProgressWatch()
+            progress = _ProgressWatch()
             try:
-                result = attempt(heard)
-                self._given_up = -math.inf
+                result = attempt(progress)
+                self._given_up_at = -math.inf
                 return result
             except Exception as error:  # each protocol has exceptions of its own
-                if isinstance(error, OSError) and error.errno in OF_THIS_NODE:
+                if isinstance(error, OSError) and error.errno in LOCAL_ERRNOS:
                     raise
-                silent += time.monotonic() - heard.last + pause
-                if not _is_retryable(error, number):
-                    raise self._failure(name, error, number) from error
+                stalled += time.monotonic() - progress.last_byte_at + backoff
+                if not _is_retryable(error, attempts):
+                    raise self._failure(name, error, attempts) from error
                 now = time.monotonic()
-                if now - self._given_up < PATIENCE or number == ATTEMPTS or silent > PATIENCE:
-                    self._given_up = now
-                    raise self._failure(name, error, number) from error
-            time.sleep(pause * random.uniform(0.5, 1))  # not all ranks at the same moment
-            number, pause = number + 1, min(2 * pause, LONGEST_PAUSE)
+                given_up = now - self._given_up_at < STALL_TIMEOUT_SECONDS
+                if given_up or attempts == MAX_ATTEMPTS or stalled > STALL_TIMEOUT_SECONDS:
+                    self._given_up_at = now
+                    raise self._failure(name, error, attempts) from error
+            time.sleep(backoff * random.uniform(0.5, 1))  # jitter: not all ranks at the same moment
+            attempts, backoff = attempts + 1, min(2 * backoff, MAX_BACKOFF_SECONDS)
 
-    def _failure(self, name: str, error: Exception, number: int) -> ToolkitError:
+    def _failure(self, name: str, error: Exception, attempts: int) -> ToolkitError:
         url = f"{self.location}/{name}"
-        if isinstance(error, CorruptShardError | _CutOffError):
-            return CorruptShardError(f"{url}: {error}; copy the set there again or rebuild it")
+        if isinstance(error, CorruptShardError | _TruncatedError):
+            return CorruptShardError(f"{url}: {error}; copy the set there again or rebuild it", shard=name)
         if isinstance(error, FileNotFoundError):
             return ShardSetError(f"{url}: there is no such file; check the URL of the set")
         why = str(error).replace(self.url, self.location) or type(error).__name__
-        times = f" after {number} attempts" if number > 1 else ""
+        times = f" after {attempts} attempts" if attempts > 1 else ""
         return ShardSetError(f"{url}: not fetched, given up{times} ({why}); run the same command again later")
 
 
-class _CutOffError(OSError):
-    """A file ended too early without a complaint of the protocol: cut off on its way, or another file."""
+class _TruncatedError(OSError):
+    """A file that ended too early without an error of the protocol: cut off in transit, or another file."""
 
 
 class _ProgressWatch(Callback):
-    """When the last byte of an attempt came, or the attempt began; and not more bytes than there should be."""
+    """Records when the last byte of an attempt arrived, and ends a download that exceeds `max_bytes`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.last = time.monotonic()
-        self.most = 0
+        self.last_byte_at = time.monotonic()
+        self.max_bytes = 0
 
     def relative_update(self, inc: int = 1) -> None:
         super().relative_update(inc)
         if inc:
-            self.last = time.monotonic()
-        if self.value > self.most:  # it might never end
-            raise CorruptShardError(f"more than the {self.most} bytes that the index names")
+            self.last_byte_at = time.monotonic()
+        if self.value > self.max_bytes:  # it might never end
+            raise CorruptShardError(f"more than the {self.max_bytes} bytes that the index names")
 
 
-def _is_retryable(error: Exception, number: int) -> bool:
-    """Whether another attempt may end otherwise, after `number` of them."""
+def _is_retryable(error: Exception, attempts: int) -> bool:
+    """True if another attempt after `attempts` may succeed."""
     if isinstance(error, CorruptShardError):
-        return number < WRONG_ATTEMPTS
-    status = getattr(error, "status", 0)  # HTTP's
+        return attempts < MAX_CORRUPT_ATTEMPTS
+    status = getattr(error, "status", 0)  # of HTTP
     if 400 <= status < 500:
-        return status in TRY_LATER
+        return status in RETRYABLE_HTTP_STATUS
     return not isinstance(error, FileNotFoundError | PermissionError | NotImplementedError | TypeError)
 
 
-def _options(url: str) -> dict[str, Any]:
-    """What fsspec is told of time limits; other protocols than HTTP have their own."""
+def _timeout_options(url: str) -> dict[str, Any]:
+    """Give fsspec's options for timeouts of HTTP; other protocols have their own defaults."""
     if not url.startswith(("http://", "https://")):
         return {}
     import aiohttp
 
-    return {
-        "timeout": aiohttp.ClientTimeout(
-            total=None, connect=READ_TIMEOUT, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT
-        )
-    }
+    seconds = READ_TIMEOUT_SECONDS
+    return {"timeout": aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds, sock_read=seconds)}
 
 
-def _check(path: Path, size: int, sha256: str) -> None:
-    """Raises _CutOffError for a file that is too short, CorruptShardError for other bytes."""
-    got = path.stat().st_size
-    if got < size:
-        raise _CutOffError(f"{got} of {size} bytes came")
+def _check_download(path: Path, entry: FileEntry) -> None:
+    """Raise _TruncatedError for a file that is too short, CorruptShardError for other bytes."""
+    size = path.stat().st_size
+    if size < entry.bytes:
+        raise _TruncatedError(f"{size} of {entry.bytes} bytes came")
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
             raise CorruptShardError("not the bytes that the index names")

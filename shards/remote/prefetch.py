@@ -1,4 +1,4 @@
-"""One pass over a split of a remote set: its shards are fetched before they are read, and let go afterwards."""
+"""Prefetch the shards of one pass over a remote split, and release them when they have been read."""
 
 from __future__ import annotations
 
@@ -10,93 +10,102 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import ToolkitError, UsageError
-from shards.remote.cache import Copies, Entry
+from shards.format import FileEntry
+from shards.remote.cache import CachedSet
 
-FETCHERS = 4  # threads of one process that fetch ahead
+DOWNLOAD_THREADS = 4  # of one process
 
 
-class Pass:
-    """Which shards a pass has begun, finished, and will read next: a function of its order and its place in it."""
+class ShardPrefetcher:
+    """Decides which shards to download and which to release, from the sample order and the current position."""
 
     def __init__(
-        self, shards: np.ndarray, entries: Sequence[Entry], copies: Copies, let_go: Callable[[int], None]
+        self,
+        shards: np.ndarray,
+        entries: Sequence[FileEntry],
+        cached_set: CachedSet,
+        release: Callable[[int], None],
     ) -> None:
-        """`shards`: the shard of each sample in the order of the pass, int (n,), places in `entries`.
+        """Plan a pass. `shards`: the shard of each sample in the order of the pass, int (n,), positions in `entries`.
 
-        `let_go` is called with each shard that is finished. Raises UsageError when the cache's limit is less than
-        twice what is read at once: while one process has begun with the next shards, another may not be there yet.
+        `release` is called with each shard that is finished. Raises UsageError when the cache's limit is less than
+        twice the shards that are open at once: one process may open the next ones before another has finished.
         """
         found, first = np.unique(shards, return_index=True)
         last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
         by_first = np.argsort(first)
+        # The distinct shards in the order of their first sample, with the positions of their first and last samples.
         self._shards, self._first, self._last = found[by_first], first[by_first], last[by_first]
         self._entries = [entries[shard] for shard in self._shards]
-        self._limit, self._let_go, self._ahead = copies.cache.limit, let_go, _Ahead(copies)
-        self._todo, self._begun = np.ones(len(found), dtype=bool), False
-        needed = 2 * self._most_at_once()
-        if 0 < self._limit < needed:
+        self._max_bytes, self._release = cached_set.cache.max_bytes, release
+        self._downloader = _Downloader(cached_set)
+        self._pending, self._started = np.ones(len(found), dtype=bool), False
+        needed = 2 * self._max_open_bytes()
+        if 0 < self._max_bytes < needed:
             raise UsageError(
-                f"stream.cache_size is {self._limit}: {copies.remote.location} needs {needed} bytes, twice what is "
-                "read at once; give that much, or a smaller stream.window"
+                f"stream.cache_size is {self._max_bytes}: {cached_set.remote.location} needs {needed} bytes, twice "
+                "what is read at once; give that much, or a smaller stream.window"
             )
 
-    def at(self, place: int) -> None:
-        """All samples before `place` are read. Cheap to call at every step; the first call begins the pass."""
-        finished = self._todo & (self._last < place)
-        if finished.any() or not self._begun:
-            self._begun = True
-            self._todo &= ~finished
+    def advance(self, position: int) -> None:
+        """Release the shards whose samples all lie before `position`, and schedule the next ones for download.
+
+        Cheap enough to call at every step; the first call starts the pass.
+        """
+        finished = self._pending & (self._last < position)
+        if finished.any() or not self._started:
+            self._started = True
+            self._pending &= ~finished
             for shard in self._shards[finished]:
-                self._let_go(int(shard))
-            self._want()
+                self._release(int(shard))
+            self._schedule()
 
-    def _want(self) -> None:
-        """Fetch what is next, as much of it as the cache holds."""
-        entries = [self._entries[i] for i in np.flatnonzero(self._todo)]
-        if self._limit:
-            fit = np.cumsum([entry["bytes"] for entry in entries]) <= self._limit
-            entries = entries[: int(fit.sum())]
-        self._ahead.want(entries)
+    def _schedule(self) -> None:
+        """Schedule the pending shards, as many as the cache holds."""
+        entries = [self._entries[i] for i in np.flatnonzero(self._pending)]
+        if self._max_bytes:
+            fits = np.cumsum([entry.bytes for entry in entries]) <= self._max_bytes
+            entries = entries[: int(fits.sum())]
+        self._downloader.schedule(entries)
 
-    def _most_at_once(self) -> int:
-        """The most bytes of shards that are begun and not finished, over all places of the pass."""
-        sizes = np.array([entry["bytes"] for entry in self._entries], dtype=np.int64)
+    def _max_open_bytes(self) -> int:
+        """Maximum over all positions of the bytes of the shards that are begun and not finished."""
+        sizes = np.array([entry.bytes for entry in self._entries], dtype=np.int64)
         order = np.argsort(np.concatenate([self._last + 1, self._first]), kind="stable")
         return int(np.concatenate([-sizes, sizes])[order].cumsum().max(initial=0))
 
 
-class _Ahead:
-    """Fetches files in the background. Its threads live as long as there is something to fetch."""
+class _Downloader:
+    """Downloads files on background threads, which end when nothing is scheduled any more."""
 
-    def __init__(self, copies: Copies) -> None:
-        self._copies = copies
+    def __init__(self, cached_set: CachedSet) -> None:
+        self._cached_set = cached_set
         self._lock = threading.Lock()
-        self._wanted: deque[Entry] = deque()
-        self._keep: frozenset[Path] = frozenset()
+        self._scheduled: deque[FileEntry] = deque()
+        self._protected: frozenset[Path] = frozenset()
         self._running = 0
 
-    def want(self, entries: Sequence[Entry]) -> None:
-        """From now on fetch these, in this order, in the place of what was wanted before."""
+    def schedule(self, entries: Sequence[FileEntry]) -> None:
+        """Download these files, in this order; replaces what was scheduled before."""
         with self._lock:
-            self._wanted = deque(entries)
-            self._keep = frozenset(self._copies.path(entry) for entry in entries)
-            more = min(FETCHERS, len(entries)) - self._running
-            for _ in range(more):
+            self._scheduled = deque(entries)
+            self._protected = frozenset(self._cached_set.path(entry) for entry in entries)
+            for _ in range(min(DOWNLOAD_THREADS, len(entries)) - self._running):
                 self._running += 1
-                # A daemon: the process may end while it fetches, and what it leaves does no harm.
-                threading.Thread(target=self._fetch, name="fetch-ahead", daemon=True).start()
+                # A daemon: the process may end during a download, and the unfinished file does no harm.
+                threading.Thread(target=self._run, name="prefetch", daemon=True).start()
 
-    def _fetch(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._wanted:
+                if not self._scheduled:
                     self._running -= 1
                     return
-                entry, keep = self._wanted.popleft(), self._keep
+                entry, protected = self._scheduled.popleft(), self._protected
             try:
-                fetched = self._copies.fetch(entry, keep=keep)
+                downloaded = self._cached_set.download(entry, protected=protected)
             except (ToolkitError, OSError):
-                fetched = False  # the one that needs it will find out, and say so
-            if not fetched:
+                downloaded = False  # the reader of this shard will try again and raise the error
+            if not downloaded:
                 with self._lock:
-                    self._wanted.clear()
+                    self._scheduled.clear()

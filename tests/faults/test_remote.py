@@ -37,7 +37,7 @@ def epochs(url: str, root: Path, number: int, **options: int) -> list[list[int]]
 def test_faults_lose_no_sample_and_repeat_none(
     shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "READ_TIMEOUT_SECONDS", 0.3)
     samples = len(ShardSet.open(shard_set).split("train"))
     with serve(shard_set) as plain, faulty(plain.url, 0.2, stall=1) as proxy:
         found = epochs(proxy.url, tmp_path, 5)
@@ -93,8 +93,9 @@ def test_a_server_that_has_gone_silent_ends_the_stream_in_time(shard_set: Path, 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"READ_TIMEOUT": 0.2, "PATIENCE": 0.5, "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.1}.items():
-        monkeypatch.setattr(remote, name, seconds)
+    limits = {"READ_TIMEOUT": 0.2, "STALL_TIMEOUT": 0.5, "MIN_BACKOFF": 0.01, "MAX_BACKOFF": 0.1}
+    for name, seconds in limits.items():
+        monkeypatch.setattr(remote, f"{name}_SECONDS", seconds)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -113,7 +114,7 @@ def test_a_silent_server_is_given_up_once_for_all_its_files(shard_set: Path, tmp
         split = ShardSet.open(proxy.url, NodeCache(root=tmp_path)).split("train")
         for shard in (0, 1):
             with pytest.raises(ShardSetError, match=r"tar: not fetched, given up"):
-                split.file(shard)
+                split.open_shard(shard)
     asked = [proxy.requests[f"/{name}"] for name in split.shards[:2]]
     assert asked[0] > 1
     assert asked[1] == 1

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 from shards import console, format
 from shards.build import build
+from shards.format import FileEntry, Index, SplitEntry
 from shards.inputs.match import Rejected
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
@@ -30,9 +31,9 @@ def test_info_shows_what_the_index_and_the_tables_say(built: ShardSet, capsys: p
     assert "80 found = 80 packed + 0 rejected + 0 ignored" in shown
     assert built.digest in shown
     train = built.split("train")
-    shares = [train.mask(number).mean() for number in range(len(train))]
+    shares = [train.mask(index).mean() for index in range(len(train))]
     areas = " / ".join(f"{share:.0%}" for share in np.quantile(shares, (0.1, 0.5, 0.9)))
-    size = built.index["splits"]["train"]["shards"][0]["bytes"] / 1e6
+    size = built.index.splits["train"].shards[0].bytes / 1e6
     row = next(line for line in shown.splitlines() if "train" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "train", "1", str(len(train)), f"{size:.1f}", "80 × 60", areas,
@@ -42,9 +43,9 @@ def test_info_shows_what_the_index_and_the_tables_say(built: ShardSet, capsys: p
 def test_a_set_of_an_older_version_is_shown_without_what_it_does_not_know(
     built: ShardSet, capsys: pytest.CaptureFixture[str]
 ):
-    index = json.loads(json.dumps(built.index))
+    index = built.index.to_json()
     del index["counts"]["duplicates"], index["counts"]["duplicates_across_splits"], index["built"]
-    console.print_info(ShardSet(built.root, index))
+    console.print_info(ShardSet(root=built.root, index=Index.from_json(index)))
     assert "duplicates  unknown: an older version has built this set" in capsys.readouterr().out
 
 
@@ -101,13 +102,11 @@ def test_progress_on_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.Mon
 
 
 def test_info_of_an_empty_split(capsys: pytest.CaptureFixture[str], built: ShardSet, tmp_path: Path):
-    index = json.loads(json.dumps(built.index))
-    dtype = format.sample_dtype(1)
     buffer = io.BytesIO()
-    np.save(buffer, np.empty(0, dtype))
+    np.save(buffer, np.empty(0, format.sample_dtype(1)))
     (tmp_path / "samples-train.npy").write_bytes(buffer.getvalue())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    entry = {"name": "samples-train.npy", "bytes": len(buffer.getvalue()), "sha256": digest}
-    index["splits"] = {"train": {"samples": 0, "table": entry, "shards": []}}
-    console.print_info(ShardSet(tmp_path, index))
+    table = FileEntry(name="samples-train.npy", bytes=len(buffer.getvalue()), sha256=digest)
+    index = replace(built.index, splits={"train": SplitEntry(samples=0, table=table, shards=())})
+    console.print_info(ShardSet(root=tmp_path, index=index))
     assert "│ train │      0 │       0 │ 0.0 │             - │           - │" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from PIL import Image
 from shards import codecs, format
 from shards.build import build
 from shards.errors import CorruptShardError, ShardSetError
+from shards.format import Index
 from shards.planning.plan import BuildOptions
 from tests.shards.conftest import disc, photograph
 
@@ -57,7 +58,7 @@ def changed(index: bytes, path: str, value: Any) -> bytes:
 )
 def test_an_index_with_a_wrong_field_is_refused(index: bytes, path: str, value: Any):
     with pytest.raises(ShardSetError, match="here: its fields are not those of isicdist-shards version 1"):
-        format.parse_index(changed(index, path, value), "here")
+        Index.parse(changed(index, path, value), "here")
 
 
 @pytest.mark.parametrize(
@@ -65,21 +66,28 @@ def test_an_index_with_a_wrong_field_is_refused(index: bytes, path: str, value: 
     [("later", {"x": 1}), ("counts.later", 3), ("counts.duplicates", ...), ("built", ...), ("size", None)],
 )
 def test_a_field_more_or_one_that_only_informs_less_is_no_other_version(index: bytes, path: str, value: Any):
-    assert format.parse_index(changed(index, path, value), "here")["format"] == format.FORMAT
+    assert Index.parse(changed(index, path, value), "here").counts.packed == 80
 
 
 @pytest.mark.parametrize(("path", "value"), [("version", 2), ("format", "webdataset")])
 def test_another_version_is_refused_with_both_named(index: bytes, path: str, value: Any):
     with pytest.raises(ShardSetError, match=f"{value}.*this isicdist reads isicdist-shards version 1"):
-        format.parse_index(changed(index, path, value), "here")
+        Index.parse(changed(index, path, value), "here")
 
 
 def test_an_index_that_was_edited_or_cut_is_refused(index: bytes):
     with pytest.raises(CorruptShardError, match="does not have its digest"):
-        format.parse_index(index.replace(b'"seed":0', b'"seed":1'), "here")
+        Index.parse(index.replace(b'"seed":0', b'"seed":1'), "here")
     for text in (b"", b"[1]", index[:-20]):
         with pytest.raises(ShardSetError, match="not the index of a shard set"):
-            format.parse_index(text, "here")
+            Index.parse(text, "here")
+
+
+def test_a_written_index_is_read_back_as_it_was(index: bytes):
+    parsed = Index.parse(index, "here")
+    assert format.canonical_json(parsed.to_json()) == index
+    new = Index.new(size=parsed.size, built=parsed.built, counts=parsed.counts, splits=parsed.splits)
+    assert new == parsed
 
 
 def test_image_and_mask_come_back():

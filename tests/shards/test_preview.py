@@ -10,7 +10,7 @@ from shards import format
 from shards.build import build
 from shards.errors import ShardSetError
 from shards.planning.plan import BuildOptions
-from shards.preview import OUTLINE, contact_sheet, outline, tile
+from shards.preview import OUTLINE_COLOUR, contact_sheet, tile
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +20,11 @@ def built(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_outline_is_the_masks_own_edge_and_not_the_pictures():
-    mask = np.zeros((9, 9), np.uint8)
-    mask[:6, :6] = 1
-    edge = outline(mask)
-    expected = mask.astype(bool)
-    expected[:4, :4] = False
-    np.testing.assert_array_equal(edge, expected)
-
-
 def test_a_tile_shows_the_picture_and_the_outline_of_its_mask():
     image, mask = np.full((64, 64, 3), 50, np.uint8), np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 1
     pixels = np.asarray(tile(image, mask))
-    marked = (pixels == OUTLINE).all(axis=2)
+    marked = (pixels == OUTLINE_COLOUR).all(axis=2)
     assert marked[48:50, 60:130].all()  # the mask begins at a quarter of the tile's 192 pixels
     assert (pixels[~marked] == 50).all()
 

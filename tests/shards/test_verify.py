@@ -126,3 +126,16 @@ def test_a_damaged_table_ends_the_check_in_one_line(own: Path, capsys: pytest.Ca
         verify(own)
     assert run("verify", own) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("member", [format.IMAGE, format.MASK])
+def test_a_damaged_member_is_attached_to_the_error(own: Path, member: int):
+    split = ShardSet.open(own).split("val")
+    start, _ = layout.member_spans(int(split.table["offset"][SAMPLE]), split.table["size"][SAMPLE].tolist())[member]
+    data = bytearray((own / split.shards[0]).read_bytes())
+    data[start] ^= 1
+    (own / split.shards[0]).write_bytes(data)
+    with pytest.raises(CorruptShardError) as caught:
+        ShardSet.open(own).split("val").read(SAMPLE, member)
+    error = caught.value
+    assert (error.shard, error.key, error.member) == ("val/000000.tar", split.key(SAMPLE), format.MEMBERS[member])

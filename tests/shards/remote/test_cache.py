@@ -1,4 +1,4 @@
-"""The node's cache of remote shards: fetched once by all, whole or not at all, and never more than it may hold."""
+"""The node's cache of remote shards: one download for all processes, complete or not at all, within its limit."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def cache(tmp_path: Path) -> NodeCache:
     return NodeCache(root=tmp_path / "cache")
 
 
-def copies(cache: NodeCache) -> list[Path]:
-    """The files of the cache, those on their way included."""
+def files_of(cache: NodeCache) -> list[Path]:
+    """The files of the cache, unfinished downloads included."""
     return sorted(path for path in cache.root.glob("*/**/*") if path.is_file() and path.suffix != ".lock")
 
 
 def total(cache: NodeCache) -> int:
-    """The bytes of all copies, while some come and go."""
+    """Bytes of all files, while some come and go."""
     sizes = {}
-    for path in copies(cache):
+    for path in files_of(cache):
         with contextlib.suppress(FileNotFoundError):
-            sizes[path.name.split(".")[0]] = path.stat().st_size  # once for a copy that has just got its name
+            sizes[path.name.split(".")[0]] = path.stat().st_size  # counted once if it is being renamed
     return sum(sizes.values())
 
 
 def read_all(split: Split, order: np.ndarray | None = None) -> dict[str, bytes]:
     """The image of every sample by its key, in one pass."""
     order = np.arange(len(split)) if order is None else order
-    at, images = split.start_pass(order), {}
-    at(0)
-    for place, number in enumerate(order):
-        images[split.key(int(number))] = bytes(split.read(int(number), 0))
-        at(place + 1)
+    advance, images = split.start_pass(order), {}
+    advance(0)
+    for position, index in enumerate(order.tolist()):
+        images[split.key(index)] = bytes(split.read(index, 0))
+        advance(position + 1)
     return images
 
 
@@ -78,7 +78,7 @@ def test_any_protocol_of_fsspec_will_do(cache: NodeCache, shard_set: Path) -> No
     memory = fsspec.filesystem("memory")
     memory.put(str(shard_set), "/far", recursive=True)
     try:
-        split, local = (ShardSet.open(place, cache).split("val") for place in ("memory://far", shard_set))
+        split, local = (ShardSet.open(location, cache).split("val") for location in ("memory://far", shard_set))
         assert read_all(split) == read_all(local)
         memory.rm("/far/train/000000.tar")
         with pytest.raises(ShardSetError, match=r"memory://far/train/000000.tar: there is no such file"):
@@ -113,48 +113,48 @@ def test_shards_are_fetched_ahead_of_the_pass(served: Served, cache: NodeCache) 
 
 
 def test_the_cache_stays_under_its_limit(served: Served, tmp_path: Path, shard_set: Path) -> None:
-    shards = [entry["bytes"] for entry in ShardSet.open(shard_set).split("train").entries]
-    cache = NodeCache(root=tmp_path / "cache", limit=2 * max(shards) + 4096)
+    shards = [entry.bytes for entry in ShardSet.open(shard_set).split("train").entries]
+    cache = NodeCache(root=tmp_path / "cache", max_bytes=2 * max(shards) + 4096)
     split, largest = ShardSet.open(served.url, cache).split("train"), 0
-    assert cache.limit < sum(shards)
+    assert cache.max_bytes < sum(shards)
     for _ in range(2):
-        at = split.start_pass(np.arange(len(split)))
-        for number in range(len(split)):
-            split.read(number, 0)
+        advance = split.start_pass(np.arange(len(split)))
+        for index in range(len(split)):
+            split.read(index, 0)
             largest = max(largest, total(cache))
-            at(number + 1)
-    assert max(shards) < largest <= cache.limit
+            advance(index + 1)
+    assert max(shards) < largest <= cache.max_bytes
     assert sum(served.requests[f"/{name}"] for name in split.shards) > len(shards)  # some have been evicted
 
 
 def test_what_is_read_now_is_not_evicted(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_cache, "WAIT_FOR_ROOM", 0.2)
+    monkeypatch.setattr(node_cache, "WAIT_FOR_ROOM_SECONDS", 0.2)
     split = ShardSet.open(served.url, NodeCache(root=tmp_path / "cache")).split("train")
     first, second = split.entries[:2]
-    cache = NodeCache(root=tmp_path / "small", limit=max(first["bytes"], second["bytes"]) + 8192)
+    cache = NodeCache(root=tmp_path / "small", max_bytes=max(first.bytes, second.bytes) + 8192)
     split = ShardSet.open(served.url, cache).split("train")
-    at = np.flatnonzero(split.table["shard"] == 1)[0]
+    other = int(np.flatnonzero(split.table["shard"] == 1)[0])
     split.read(0, 0)
     with pytest.raises(UsageError, match=r"000001.tar needs \d+ more; give it more room \(--stream.cache-size\)"):
-        split.read(int(at), 0)
-    assert (split.root / first["name"]).exists()
+        split.read(other, 0)
+    assert (split.root / first.name).exists()
 
 
 def test_the_oldest_unused_copy_goes_first(served: Served, cache: NodeCache) -> None:
     split = ShardSet.open(served.url, cache).split("train")
-    assert split.copies
+    assert split.cached_set
     for shard in (0, 1, 2, 0):
-        split.file(shard).close()
+        split.open_shard(shard).close()
     (split.root / "samples-train.npy").unlink()  # older than all of them
-    full = NodeCache(root=cache.root, limit=total(cache))
+    full = NodeCache(root=cache.root, max_bytes=total(cache))
     assert full.reserve(split.root / "new.tar.1.part", 1)
     assert [(split.root / name).exists() for name in split.shards[:3]] == [True, False, True]
 
 
 def test_a_limit_that_holds_no_window_is_refused(served: Served, tmp_path: Path) -> None:
-    split = ShardSet.open(served.url, NodeCache(root=tmp_path / "cache", limit=100_000)).split("train")
+    split = ShardSet.open(served.url, NodeCache(root=tmp_path / "cache", max_bytes=100_000)).split("train")
     by_turns = np.argsort(split.table["offset"], kind="stable")  # begins with every shard before it ends with any
-    needed = 2 * sum(entry["bytes"] for entry in split.entries)
+    needed = 2 * sum(entry.bytes for entry in split.entries)
     with pytest.raises(UsageError, match=f"stream.cache_size is 100000: .* needs {needed} bytes"):
         split.start_pass(by_turns)
 
@@ -168,26 +168,26 @@ def test_a_killed_process_leaves_nothing_torn(served: Served, cache: NodeCache) 
     with faulty(served.url, 1, ("stall",), only=".tar", stall=30) as silent:
         reader = subprocess.Popen([sys.executable, "-c", code, silent.url, str(cache.root)], cwd=ROOT)
         until = time.monotonic() + 30
-        while not any(".tar" in path.suffixes and path.stat().st_size for path in copies(cache)):
+        while not any(".tar" in path.suffixes and path.stat().st_size for path in files_of(cache)):
             assert time.monotonic() < until
             time.sleep(0.01)
         reader.kill()
         reader.wait()
-    assert [path.suffix for path in copies(cache)] == [".npy", ".part"]
-    bounded = NodeCache(root=cache.root, limit=10**6)
-    assert bounded.reserve(cache.root / "new.tar.1.part", 10**6)  # what the killed one has left makes room
-    assert not copies(cache)
+    assert [path.suffix for path in files_of(cache)] == [".npy", ".part"]
+    bounded = NodeCache(root=cache.root, max_bytes=10**6)
+    assert bounded.reserve(cache.root / "new.tar.1.part", 10**6)  # the unfinished download is evicted
+    assert not files_of(cache)
 
 
 def test_the_next_process_completes_what_a_killed_one_began(served: Served, cache: NodeCache, shard_set: Path) -> None:
     split = ShardSet.open(served.url, cache).split("train")
     entry = split.entries[0]
-    path = split.root / entry["name"]
+    path = split.root / entry.name
     path.parent.mkdir()
-    path.with_name(f"{path.name}.{entry['bytes']}.part").write_bytes(b"torn")
-    split.file(0).close()
-    assert path.read_bytes() == (shard_set / entry["name"]).read_bytes()
-    assert not [path for path in copies(cache) if path.suffix == ".part"]
+    path.with_name(f"{path.name}.{entry.bytes}.part").write_bytes(b"torn")
+    split.open_shard(0).close()
+    assert path.read_bytes() == (shard_set / entry.name).read_bytes()
+    assert not [path for path in files_of(cache) if path.suffix == ".part"]
 
 
 def test_a_full_disk_is_said(served: Served, cache: NodeCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,24 +196,24 @@ def test_a_full_disk_is_said(served: Served, cache: NodeCache, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert split.copies
-    monkeypatch.setattr(split.copies.remote._filesystem, "get_file", full)
+    assert split.cached_set
+    monkeypatch.setattr(split.cached_set.remote._filesystem, "get_file", full)
     with pytest.raises(ShardSetError, match=r"the disk has no room for train/000000.tar \(\d+ bytes\); make some"):
         split.read(0, 0)
-    assert [path.suffix for path in copies(cache)] == [".npy"]
+    assert [path.suffix for path in files_of(cache)] == [".npy"]
 
 
 def test_a_copy_of_the_wrong_size_is_fetched_anew(served: Served, cache: NodeCache) -> None:
     split = ShardSet.open(served.url, cache).split("train")
-    split.file(0).close()
+    split.open_shard(0).close()
     os.truncate(split.root / split.shards[0], 100)
-    with split.file(0) as file:
-        assert os.fstat(file.fileno()).st_size == split.entries[0]["bytes"]
+    with split.open_shard(0) as file:
+        assert os.fstat(file.fileno()).st_size == split.entries[0].bytes
 
 
 def test_a_copy_that_has_gone_bad_is_fetched_by_the_next_run(served: Served, cache: NodeCache) -> None:
     split = ShardSet.open(served.url, cache).split("train")
-    split.file(0).close()
+    split.open_shard(0).close()
     path = split.root / split.shards[0]
     data = bytearray(path.read_bytes())
     data[600] ^= 1
