@@ -1,4 +1,6 @@
-"""How fast shards are built, beside the ceiling and other writers: python benchmarks/build.py --source DIR
+"""Benchmark of building shards, next to the ceiling of the codecs and other writers.
+
+    python benchmarks/build.py --source DIR
 
 Each contender is a process of its own, interpreter start and imports included, and makes 512 × 512 samples of the
 same pairs with the same number of processes. They take turns; the ratios are taken within a round, and the median

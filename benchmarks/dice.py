@@ -1,5 +1,6 @@
-"""What the Dice of a split costs, beside other ways to it: python benchmarks/dice.py --data SET --checkpoint RUN
+"""Benchmark of the Dice of a split, next to other libraries.
 
+    python benchmarks/dice.py --data SET --checkpoint RUN
     pip install -c constraints.txt -e '.[bench]'
 
 A model predicts a split once on two processes; then each contender is given the same predictions, in the same
@@ -40,7 +41,7 @@ from torch import Tensor, distributed
 from torchmetrics.segmentation import DiceScore  # pyright: ignore[reportMissingImports]
 
 from isicdist.distributed import launch as processes
-from isicdist.evaluate import Counter, score
+from isicdist.evaluate import Metric, score
 from isicdist.metrics.dice import DiceReduction, per_image_scores
 from isicdist.metrics.thresholds import ThresholdReduction
 from isicdist.network.segmenter import load_model
@@ -54,18 +55,18 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Recorder:
-    """Keeps every batch it is shown, and the seconds that the counters of an evaluation take for it."""
+    """Keeps every batch it is shown, and the seconds that the metrics of an evaluation take for it."""
 
-    def __init__(self, *counters: Counter) -> None:
+    def __init__(self, *metrics: Metric) -> None:
         self.batches: list[Batch] = []
         self.seconds = 0.0
-        self._counters = counters
+        self._metrics = metrics
 
     def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
         """Count one batch, and keep it; a place without an image repeats the first, as a padding sampler has it."""
         start = time.perf_counter()
-        for counter in self._counters:
-            counter.update(probs, masks, ids, valid)
+        for metric in self._metrics:
+            metric.update(probs, masks, ids, valid)
         self.seconds += time.perf_counter() - start
         places = torch.where(valid, torch.arange(len(valid)), 0)
         self.batches.append((probs[places], masks[places], ids[places], valid))
@@ -169,7 +170,7 @@ def work(data: str, checkpoint: Path, split_name: str, rounds: int) -> dict[str,
     reduction, thresholds = DiceReduction(expected=len(split)), ThresholdReduction(accelerator.device)
     recorder = Recorder(reduction, thresholds)
     start = time.perf_counter()
-    score(model, split, accelerator, beside=[recorder])
+    score(model, split, accelerator, metrics=[recorder])
     evaluation = time.perf_counter() - start
     start = time.perf_counter()
     reduction.reduce(accelerator)

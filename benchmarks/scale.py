@@ -1,4 +1,6 @@
-"""What a set of a million samples costs before and after its pixels: python benchmarks/scale.py [--samples 1000000]
+"""Benchmark of a set of a million samples: planning, index and opening, without pixels.
+
+    python benchmarks/scale.py [--samples 1000000]
 
 Names, sizes and checksums are generated; no picture is decoded and no shard is written. The steps of a build run one
 after the other in one process, on the project's own functions. A set is opened, and shown by `isic-shards info`, in

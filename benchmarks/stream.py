@@ -1,4 +1,6 @@
-"""Reading batches, beside the codec's ceiling and other loaders: python benchmarks/stream.py --data SET [--data SET …]
+"""Benchmark of reading batches, next to the ceiling of the codecs and other loaders.
+
+    python benchmarks/stream.py --data SET [--data SET …]
 
 SET is a shard set of one size with a split `train`. Every contender is a process of its own with two workers, reads
 the very same JPEGs and 1-bit PNGs, from the page cache or a memory file system, and gives shuffled uint8 batches of

@@ -1,5 +1,6 @@
-"""How near the training loop comes to the network alone, and to other loops: python benchmarks/train_loop.py --data SET
+"""Benchmark of the training loop, next to the bare step and other loops.
 
+    python benchmarks/train_loop.py --data SET
     pip install -c constraints.txt -e '.[bench]'
 
 SET is a shard set of one size. Every contender trains the same network with the same loss, Adam, precision and batch:

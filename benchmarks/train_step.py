@@ -1,4 +1,6 @@
-"""What one training step costs, and what makes it cheaper: python benchmarks/train_step.py [--side 128] [--batch 8]
+"""Benchmark of one training step and of what makes it cheaper.
+
+    python benchmarks/train_step.py [--side 128] [--batch 8]
 
 The Improved UNet with dropout, loss and Adam on a batch that lies on the device already. The first row is how a run
 trains, in bf16 where the device computes in it; every other row changes one thing about it. They take turns; ratios

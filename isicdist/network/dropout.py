@@ -32,6 +32,7 @@ class KeyedDropout(nn.Module):
         return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
+        """Show the rate and the layer in `repr`."""
         return f"p={self.p}, layer={self.layer}"
 
 

@@ -1,3 +1,5 @@
+"""Builds: the same bytes for any number of workers, every input counted, and readable by webdataset."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""The `isic-shards` command: its output, its exit codes and one-line errors."""
+
 from __future__ import annotations
 
 import shutil

@@ -1,3 +1,5 @@
+"""Console output: tables of a set, of a build and of rejected inputs."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""The format: an index that is damaged, edited or of another version is refused."""
+
 from __future__ import annotations
 
 import io

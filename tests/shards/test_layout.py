@@ -1,3 +1,5 @@
+"""Tar arithmetic: a sample is byte for byte what webdataset's writer makes."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""Contact sheets: tiles, outlines and the size of the sheet."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Decoding: every mode of image and mask, EXIF orientation, damaged files, and pairs copied undecoded."""
+
 from __future__ import annotations
 
 import io

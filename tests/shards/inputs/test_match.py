@@ -1,3 +1,5 @@
+"""Matching images to masks by name: the layouts of the ISIC archives, and files that have no partner."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Sources: a folder, a .zip archive and a URL list and read the same; broken ones are named."""
+
 from __future__ import annotations
 
 import zipfile

@@ -1,3 +1,5 @@
+"""Duplicates: found by bytes, pixels and perceptual hash, listed, and assigned to one split."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""Splits: fractions, seeds, and stability when a set grows."""
+
 from __future__ import annotations
 
 from collections import Counter
