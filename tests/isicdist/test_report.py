@@ -1,4 +1,4 @@
-"""What a run has come to, as a table and as curves."""
+"""Report of a run: a table of scores, and curves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_report_shows_scores_and_curves(run, shard_set):
     rows = [line.split() for line in text.splitlines() if line.startswith(("val", "test"))]
     assert rows[0] == ["val", "(best)", "network", "0.5", "9", "0.7500", "0.5000", "0.4000", "0.3000"]
     record = json.loads((run / "evaluation" / "test" / "summary.json").read_text())
-    for scored, threshold, found in ((record, "0.5", rows[1:3]), (record["own_threshold"], "0.4297", rows[3:])):
+    for scored, threshold, found in ((record, "0.5", rows[1:3]), (record["tuned_threshold"], "0.4297", rows[3:])):
         for words, resolution in zip(found, ("network", "original"), strict=True):
             scores = scored[f"{resolution}_resolution"]
             assert words[:4] == ["test", resolution, threshold, str(record["n"])]
