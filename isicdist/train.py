@@ -18,6 +18,7 @@ from isicdist.data.augment import augment
 from isicdist.data.decoded_cache import DecodedCache
 from isicdist.data.order import Purpose, random_keys
 from isicdist.data.stream import Batch, Step, Stream
+from isicdist.data.upload import upload
 from isicdist.distributed import launch
 from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
 from isicdist.distributed.gradients import Gradients
@@ -43,7 +44,7 @@ from shards.remote.cache import NodeCache
 REQUEUE_NAME = "REQUEUE"
 """File in the run's folder while a run that a signal stopped waits to be started again."""
 EVALUATION_MICRO_SIZE = 16
-"""Images of one forward pass of an evaluation, unless training has been cut to fewer."""
+"""Images of one forward pass of an evaluation; fewer after training has run out of memory."""
 
 
 @raise_on_lost_rank()
@@ -112,6 +113,7 @@ class Trainer:
 
         # What watches over a step.
         self.oom_guard, self.stop_signal = OomGuard(), StopSignal()
+        self.evaluation_micro_size = EVALUATION_MICRO_SIZE
         self.any_rank = AnyRank(self.accelerator, config.timeout)
         self.nonfinite_guard = NonFiniteGuard(
             adam,
@@ -163,20 +165,19 @@ class Trainer:
 
     def forward_backward(self, batch: Batch) -> None:
         """Add the gradient of one micro batch. Activations are local: they are freed on return, also after OOM."""
-        config, state, device = self.config, self.state, self.accelerator.device
+        config, state = self.config, self.state
         images, masks = to_unit(batch.images), batch.masks  # (B, 3, H, W), (B, 1, H, W)
         if config.augment.enabled:
             keys = random_keys(config.seed, self.stream.epoch_number, batch.indices, Purpose.AUGMENT)
             small = state.step < config.augment.progressive_resize_fraction * self.total_steps
             images, masks = augment(images, masks, keys, config.augment, training_side(images.shape[-1], small=small))
-        keys = torch.from_numpy(random_keys(config.seed, state.step, batch.indices, Purpose.DROPOUT))
-        valid = torch.from_numpy(batch.valid).to(device, non_blocking=True)
-        logits = self.prepared_model(normalise(images), keys.to(device, non_blocking=True))
+        keys = upload(random_keys(config.seed, state.step, batch.indices, Purpose.DROPOUT), batch.images.device)
+        logits = self.prepared_model(normalise(images), keys)
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
-        loss = (losses * valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
+        loss = (losses * batch.valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
         self.accelerator.backward(loss)
         self.gradients.add_loss(loss)
-        self.meter.add_micro_batch(logits, masks, valid)
+        self.meter.add_micro_batch(logits, masks, batch.valid)
 
     def optimizer_step(self, step: Step) -> tuple[float, torch.Tensor]:
         """Update the weights by the gradients of all ranks; returns the learning rate and the gradient's norm."""
@@ -185,8 +186,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.gradients.all_reduce()
-        max_norm = optim.clip_norm or float("inf")
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
+        norm = self.gradients.clip(optim.clip_norm, self.optimizer)
         skipped = self.nonfinite_guard.check(state.step + 1, step.start, loss, norm)
         self.optimizer.step()
         self.gradients.zero()
@@ -199,6 +199,7 @@ class Trainer:
         """Halve the micro batches after an out-of-memory error, and go back to the start of the step."""
         plan = self.oom_guard.halve_micro_batch(self.stream.plan, self.config.batch.micro_size)
         self.stream.plan = plan
+        self.evaluation_micro_size = min(EVALUATION_MICRO_SIZE, plan.micro_size)
         self.stream.load_state_dict(step.start)
         self.gradients.zero()
         self.meter.reset()
@@ -211,7 +212,7 @@ class Trainer:
                 self.prepared_ema,
                 self.val_split,
                 self.accelerator,
-                micro_size=min(EVALUATION_MICRO_SIZE, self.stream.plan.micro_size),
+                micro_size=self.evaluation_micro_size,
                 decoded=self.val_cache,
                 stop=lambda: self.any_rank(self.stop_signal.received)[0],
             )
@@ -318,7 +319,7 @@ def model_metadata(config: TrainConfig, shards: ShardSet, step: int, best: float
     return {
         "architecture": dataclasses.asdict(config.model),
         "size": shards.size,
-        "fit": shards.index.built["fit"],
+        "fit": shards.fit,
         "mean": MEAN,
         "std": STD,
         "threshold": threshold,

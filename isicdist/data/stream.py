@@ -48,13 +48,15 @@ class Batch:
     """uint8 (B, 1, H, W) on the device, 1 where the lesion is."""
     indices: np.ndarray
     """Sample indices, int64 (B,) on the host; -1 in masked slots."""
+    ids: Tensor
+    """The same on the device."""
     step_samples: int
     """Samples of the whole step over all ranks: the loss is a mean over them."""
 
     @property
-    def valid(self) -> np.ndarray:
-        """Slots that hold a sample, bool (B,) on the host."""
-        return self.indices != MASKED
+    def valid(self) -> Tensor:
+        """Slots that hold a sample, bool (B,) on the device."""
+        return self.ids != MASKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,39 +78,48 @@ Decode = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 class _Slot:
-    """Host memory for one micro batch, reused."""
+    """Host memory for one micro batch, reused; pinned for a GPU, which copies it on a stream of its own."""
 
-    def __init__(self, size: int, side: int, device: torch.device) -> None:
-        pin = device.type == "cuda"
+    def __init__(self, size: int, side: int, device: torch.device, upload: torch.cuda.Stream | None) -> None:
         # Allocated by NumPy, which asks for huge pages: decoding into them takes a tenth less time.
         self.images = torch.from_numpy(np.zeros((size, side, side, 3), dtype=np.uint8))
         self.masks = torch.from_numpy(np.zeros((size, side, side), dtype=np.uint8))
-        if pin:
-            self.images, self.masks = self.images.pin_memory(), self.masks.pin_memory()
-        self.image_view, self.mask_view = self.images.numpy(), self.masks.numpy()
-        self.copied = torch.cuda.Event() if pin else None
+        self.ids = torch.zeros(size, dtype=torch.int64)
+        self.device, self.upload = device, upload
+        self.copied = None
+        if upload:
+            self.images, self.masks, self.ids = (each.pin_memory() for each in (self.images, self.masks, self.ids))
+            self.copied = torch.cuda.Event(blocking=True)
+        self.image_view, self.mask_view, self.ids_view = self.images.numpy(), self.masks.numpy(), self.ids.numpy()
 
     def fill(self, positions: range, indices: np.ndarray, decode: Decode) -> None:
-        """Decode the samples at some positions of a micro batch whose sample indices are `indices` (B,)."""
+        """Decode the samples at some positions of a micro batch whose sample indices are `indices` (B,).
+
+        Runs on a worker thread, which waits there until the device has its copy of the slot's last content.
+        """
+        if self.copied:
+            self.copied.synchronize()
         for position in positions:
             image, mask = self.image_view[position], self.mask_view[position]
+            self.ids_view[position] = indices[position]
             if indices[position] == MASKED:
                 image[:], mask[:] = 0, 0
             else:
                 decode(int(indices[position]), image, mask)
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Copy to the device, without waiting for it."""
-        images = self.images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W)
-        masks = self.masks.to(device, non_blocking=True)[:, None]  # (B, 1, H, W)
-        if self.copied:
+    def to_device(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy images (B, H, W, 3), masks (B, H, W) and ids (B,) to the device, without waiting for it."""
+        contents = self.images, self.masks, self.ids
+        if not self.upload or not self.copied:
+            return tuple(each.to(self.device) for each in contents)  # pyright: ignore[reportReturnType]
+        with torch.cuda.stream(self.upload):
+            copies = tuple(each.to(self.device, non_blocking=True) for each in contents)
             self.copied.record()
-        return images, masks
-
-    def wait(self) -> None:
-        """Wait until the device has its copy: only then may the slot be filled again."""
-        if self.copied:
-            self.copied.synchronize()
+        compute = torch.cuda.current_stream(self.device)
+        compute.wait_event(self.copied)
+        for each in copies:
+            each.record_stream(compute)  # or the allocator could reuse it before the step is done
+        return copies  # pyright: ignore[reportReturnType]
 
 
 class Stream:
@@ -142,7 +153,9 @@ class Stream:
         """Samples of the epoch that all ranks together have been given."""
         self._decode: Decode = decoded.read if decoded else split.sample
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        on_gpu = self.device.type == "cuda"
+        self._pool = ThreadPoolExecutor(workers, "decode", self._begin_thread)
+        self._upload = torch.cuda.Stream(self.device) if on_gpu else None
         self._slots: list[_Slot] = []
 
     def __enter__(self) -> Self:
@@ -233,7 +246,6 @@ class Stream:
             while True:
                 while free and (following := next(planned, None)) is not None:
                     slot = free.popleft()
-                    slot.wait()
                     ahead.append((slot, *following, self._fill(slot, following[-1])))
                 if not ahead:
                     return
@@ -242,11 +254,12 @@ class Stream:
                     future.result()  # raises what the worker raised
                 ahead.popleft()
                 advance(step * self.plan.global_size)
-                images, masks = slot.to(self.device)
+                images, masks, ids = slot.to_device()
                 yield Batch(
-                    images=images,
-                    masks=masks,
+                    images=images.permute(0, 3, 1, 2),  # (B, 3, H, W)
+                    masks=masks[:, None],  # (B, 1, H, W)
                     indices=indices,
+                    ids=ids,
                     step_samples=self.plan.samples_in_step(len(order), step),
                 )
                 free.append(slot)
@@ -260,10 +273,15 @@ class Stream:
         parts = [range(worker, len(indices), self._workers) for worker in range(min(self._workers, len(indices)))]
         return [self._pool.submit(slot.fill, part, indices, self._decode) for part in parts]
 
+    def _begin_thread(self) -> None:
+        """Tell a worker thread its GPU: to wait for an event, it would make a context on GPU 0."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def _take_slots(self) -> list[_Slot]:
         """Reuse the slots of the previous pass, unless the micro batch has another size now."""
         size, side = self.plan.micro_size, self.split.size
         assert side is not None
         reusable = [slot for slot in self._slots if len(slot.images) == size]
         self._slots = []
-        return reusable or [_Slot(size, side, self.device) for _ in range(self.prefetch + 1)]
+        return reusable or [_Slot(size, side, self.device, self._upload) for _ in range(self.prefetch + 1)]

@@ -25,7 +25,8 @@ class Gradients:
     def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
         """Make the `grad` of all `parameters` views of the flat tensor. They have one dtype, on their device."""
         parameters = list(parameters)
-        self._distributed = accelerator.num_processes > 1
+        self._accelerator = accelerator
+        self._distributed, self._scaled = accelerator.num_processes > 1, accelerator.scaler is not None
         ends = list(itertools.accumulate(p.numel() for p in parameters))
         self._flat = parameters[0].new_zeros(ends[-1] + 1)  # (weights + 1,)
         for p, end in zip(parameters, ends, strict=True):
@@ -36,10 +37,26 @@ class Gradients:
         self._flat[-1] += loss.detach()
 
     def all_reduce(self) -> Tensor:
-        """Sum gradients and loss over all ranks; returns the loss of the whole step. Every rank calls it."""
+        """Sum gradients and loss over all ranks; returns the loss of the whole step. Every rank calls it.
+
+        Where the loss is scaled (fp16), a loss that is not finite makes the gradient so, too: the scaler looks at
+        gradients only, and would make the update. NaN or infinity times 0 is NaN.
+        """
         if self._distributed:
             torch.distributed.all_reduce(self._flat)
-        return self._flat[-1].clone()
+        loss = self._flat[-1].clone()
+        if self._scaled:
+            self._flat += loss * 0
+        return loss
+
+    def clip(self, max_norm: float, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Unscale the gradient (fp16) and clip its norm to `max_norm` (0: no limit); returns the norm before."""
+        self._accelerator.unscale_gradients(optimizer)
+        gradient = self._flat[:-1]
+        norm = torch.linalg.vector_norm(gradient)
+        if max_norm:
+            gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
 
     def zero(self) -> None:
         """Set gradients and loss to 0."""

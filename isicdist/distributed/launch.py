@@ -16,6 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs,
 from isicdist.config import Precision
 from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
 from shards.errors import UsageError
+from shards.parallel.processes import available_cores
 
 _PR_SET_PDEATHSIG = 1
 LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
@@ -87,6 +88,11 @@ def computes_tf32(device: torch.device) -> bool:
     if device.type != "cuda" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return False
     return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def worker_threads() -> int:
+    """Count the threads that decode and encode on this rank: its share of the cores of its machine, at least 2."""
+    return max(2, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def stop_with_launcher(environ: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,17 @@ STD = (0.157, 0.166, 0.181)
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) as floats of the default dtype in [0, 1]."""
+    """Convert uint8 images (B, 3, H, W) to floats of the default dtype in [0, 1]."""
     return images.to(torch.get_default_dtype()) / 255
 
 
 def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Float images (B, 3, H, W) in [0, 1] -> zero mean and unit deviation over the ISIC set."""
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    """Normalise float images (B, 3, H, W) in [0, 1] to zero mean and unit deviation over the ISIC set."""
+    return (images - _constant(mean, images.device, images.dtype)) / _constant(std, images.device, images.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Upload per-channel values (1, 3, 1, 1) once: to make them from a list waits for the device."""
+    with torch.inference_mode(False):  # a cached tensor outlives the mode it is made in
+        return torch.tensor(values, dtype=dtype).view(1, 3, 1, 1).to(device)

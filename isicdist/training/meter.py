@@ -66,11 +66,13 @@ class TrainMeter:
 
     def compute(self) -> Measured:
         """Give the averages over all ranks since the last call, and reset; every rank calls it (one all-reduce)."""
-        seconds, skipped = time.perf_counter() - self._since, int(self._skipped)
+        skipped, loss = int(self._skipped), float(self._loss)  # waits for the device ...
+        dice = pooled_dice(self._counts, self._accelerator)
+        seconds = time.perf_counter() - self._since  # ... so that its backlog belongs to this interval
         updates = self._steps - skipped
         measured = Measured(
-            loss=float(self._loss) / updates if updates else float("nan"),
-            pooled_dice=pooled_dice(self._counts, self._accelerator),
+            loss=loss / updates if updates else float("nan"),
+            pooled_dice=dice,
             images_per_s=self._images / seconds,
             data_wait=self._waited / seconds,
             skipped=skipped,

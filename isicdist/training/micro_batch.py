@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from isicdist.config import BatchConfig
 from isicdist.data.order import BatchPlan
@@ -20,6 +20,16 @@ CPU_PIXELS = 2**20
 """Pixels of a micro batch that `auto` starts with on a CPU: 64 images of 128 x 128 or 4 of 512 x 512, for which the
 network needs about 3 GB in float32. More is no faster there, and on a CPU the kernel's OOM killer ends the process
 instead of raising an error."""
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA error: out of memory, as when a kernel is loaded lazily
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle finds no room
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)
 
 
 def plan_batches(batch: BatchConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:
@@ -38,6 +48,13 @@ def initial_micro_size(share: int, side: int, device: torch.device) -> int:
     return share if device.type != "cpu" else max(1, min(share, CPU_PIXELS // side**2))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise an out-of-memory error of torch, CUDA, cuBLAS, cuDNN or NCCL, or of the host's allocator."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 class OomGuard:
     """Catch out-of-memory errors of a micro batch, for all ranks to vote on. Use it as a context around each one."""
 
@@ -51,7 +68,7 @@ class OomGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception) or not should_reduce_batch_size(error):
+        if error is None or not is_out_of_memory(error):
             return False
         self.tripped = True
         return True

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from isicdist.data.stream import StreamState
 from isicdist.errors import TrainingError
-from isicdist.training.nonfinite import NonFiniteGuard
+from isicdist.training.nonfinite import OVERFLOWS, NonFiniteGuard
 
 ONE, NAN, INF = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))
 
@@ -56,40 +57,43 @@ def test_a_bad_step_changes_neither_weights_nor_moments(loss, norm):
     assert not torch.equal(before[0], run.weight)
 
 
-def test_an_overflow_of_a_scaled_gradient_is_no_failure():
+def test_an_overflow_of_a_scaled_gradient_is_counted_and_ends_the_run_only_when_it_stays():
     run = Run(limit=0, scaled=True)
-    assert not run.take(ONE, INF)
+    assert not run.take(ONE, ONE)
+    assert all(run.take(ONE, INF) for _ in range(OVERFLOWS))  # while the scaler looks for its scale
+    assert not run.take(ONE, ONE)
+    for _ in range(OVERFLOWS + 1):
+        run.take(ONE, INF)
+    with pytest.raises(TrainingError, match=f"not finite in {OVERFLOWS + 1} steps in a row"):
+        run.take(ONE, ONE)
+
+
+def test_a_bad_loss_ends_a_scaled_run_at_the_limit():
+    run = Run(limit=0, scaled=True)
     assert run.take(NAN, NAN)
+    with pytest.raises(TrainingError, match="in 1 steps in a row, the last one step 1"):
+        run.take(ONE, ONE)
 
 
-def test_the_guard_and_the_gradient_scaler_agree_on_a_step():
-    """fp16 as on a GPU, through accelerate's optimizer: an overflow is skipped by the scaler, and halves its scale."""
-    Accelerator(cpu=True)  # its state is what the optimizer asks
-    run = Run(limit=0, scaled=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=1000)
-    optimizer = AcceleratedOptimizer(run.adam, scaler=scaler)
+@pytest.fixture(scope="module")
+def whole_steps(python, tmp_path_factory) -> dict[str, list[dict]]:
+    """Every combination of loss, gradient and scaling, by rank, as `step_worker.py` says."""
+    out = tmp_path_factory.mktemp("steps")
+    done = python(Path(__file__).parent / "step_worker.py", out)
+    assert done.returncode == 0, done.stderr
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
-    def take(loss: Tensor) -> bool:
-        run.step += 1
-        run.weight.grad = None
-        scaler.scale(loss * run.weight.sum()).backward()
-        scaler.unscale_(run.adam)
-        assert run.weight.grad is not None
-        norm = run.weight.grad.norm()
-        bad = run.guard.check(run.step, at(0), loss, norm)
-        optimizer.step()
-        return bool(bad)
 
-    assert not take(ONE)
-    before = run.state()
-    assert not take(torch.tensor(1e38))  # finite, but not 65,536 times it
-    assert scaler.get_scale() == 2.0**15
-    assert all(torch.equal(one, other) for one, other in zip(before, run.state(), strict=True))
-    assert not take(ONE)
-    assert not torch.equal(before[0], run.weight)
-    assert take(NAN)
-    with pytest.raises(TrainingError, match="in 1 steps in a row, the last one step 4"):
-        take(ONE)
+def test_whatever_is_not_finite_on_one_rank_changes_no_weight_on_any(whole_steps):
+    assert set(whole_steps) == {"1-0", "2-0", "2-1"}
+    for rows in whole_steps.values():
+        assert len(rows) == 32
+        for row in rows:
+            bad = (row["loss"], row["gradient"]) != ("finite", "finite")
+            assert (row["first"], row["skipped"], row["again"]) == (False, bad, False), row
+            assert row["same"] is bad, row
+            assert row["lowered"] is (bad and row["scaled"]), row
+    assert whole_steps["2-0"] == whole_steps["2-1"]
 
 
 def test_more_in_a_row_than_the_limit_name_the_last_step_and_its_samples():
