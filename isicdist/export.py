@@ -68,7 +68,8 @@ def export_onnx(checkpoint: Path, out: Path) -> Comparison:
 def _convert(model: Segmenter, path: Path) -> None:
     model = copy.deepcopy(model)
     _stage_norms(model)
-    images = torch.zeros((2, 3, model.view[1], model.view[1]), dtype=torch.uint8)
+    size = model.input_spec.size
+    images = torch.zeros((2, 3, size, size), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which we do without
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
@@ -82,7 +83,7 @@ def _convert(model: Segmenter, path: Path) -> None:
             verbose=False,
         )
     assert program is not None  # it is None for the old exporter only
-    program.model.metadata_props["isicdist"] = json.dumps(model.card)
+    program.model.metadata_props["isicdist"] = json.dumps(model.metadata.to_json())
     program.save(path)
 
 
@@ -136,4 +137,4 @@ def _compare(model: Segmenter, path: Path) -> Comparison:
 def _photograph(model: Segmenter, number: int) -> np.ndarray:
     """A generated photograph as the model sees it, (3, H, W) uint8."""
     pixels, _ = synthetic.photograph(0, number)
-    return model.fit(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)
+    return model.resize_plan(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)

@@ -19,7 +19,8 @@ from rich.progress import Progress
 from isicdist.config import Tta
 from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
-from isicdist.network.segmenter import Ensemble, View, load_model
+from isicdist.network.cpu_precision import faster_cpu_precision
+from isicdist.network.segmenter import Ensemble, InputSpec, load_model
 from isicdist.network.unet import SIZE_DIVISOR
 from isicdist.outputs import FOLDERS, Outputs, check_ids, write_submission
 from shards.errors import SourceError, UsageError
@@ -27,7 +28,8 @@ from shards.files import write_file
 from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_image
 from shards.inputs.match import Rejected, images_only
-from shards.inputs.source import File, Source, find
+from shards.inputs.source import File, Source, open_sources
+from shards.parallel.processes import available_cores
 from shards.tables import csv_bytes
 
 BATCH_PIXELS = 2**19
@@ -52,8 +54,8 @@ class PreparedImage:
     """One image as the networks are to see it."""
 
     file: File
-    fits: dict[View, ResizePlan]
-    images: dict[View, np.ndarray]
+    plans: dict[InputSpec, ResizePlan]
+    images: dict[InputSpec, np.ndarray]
     """(H, W, 3) uint8 each."""
 
 
@@ -76,15 +78,15 @@ def predict(
     Raises SourceError when there is no image, none that can be used, or two of one name; UsageError when OUT was
     made otherwise; CheckpointError for a model.
     """
-    accelerator = launch.start()
+    accelerator = launch.start(probe_cpu=faster_cpu_precision)
     ensemble = Ensemble([load_model(checkpoint) for checkpoint in checkpoints])
     outputs = Outputs(folder=out, probabilities=probabilities, overlay=overlay)
-    sources, found = find([images])
+    sources, found = open_sources([images])
     files, unsupported = images_only(_not_of(out, images, found))
     _check_names(files, unsupported, images)
     if submission:
         check_ids(files)
-    record = {**ensemble.record(), "tta": tta, "images": images if "://" in images else str(Path(images).resolve())}
+    record = {**ensemble.identity(), "tta": tta, "images": images if "://" in images else str(Path(images).resolve())}
     _check_record(outputs, record, files)
     accelerator.wait_for_everyone()  # nobody finds there what another process has just written
     accelerator.on_main_process(_begin)(outputs, record)
@@ -129,41 +131,42 @@ def _segment(
     Threads decode the next batch and write the last one while the networks are at work on this one.
     """
 
-    def finish(image: PreparedImage, probs: dict[View, np.ndarray]) -> None:
+    def finish(image: PreparedImage, probs: dict[InputSpec, np.ndarray]) -> None:
         picture = np.asarray(load_image(image.file, sources, "original", None)[0]) if outputs.overlay else None
-        outputs.write(image.file, ensemble.restored(probs, image.fits), ensemble.threshold, picture)
+        outputs.write(image.file, ensemble.restore_mean(probs, image.plans), ensemble.threshold, picture)
 
-    size = max(1, BATCH_PIXELS // ensemble.views[0][1] ** 2)
+    size = max(1, BATCH_PIXELS // ensemble.input_specs[0].size ** 2)
     loading: list[Future[PreparedImage | Rejected]] = []
     writing: list[Future[None]] = []
     with ThreadPoolExecutor(_threads()) as pool:
         for start in range(0, len(files) + size, size):
             loaded = [future.result() for future in loading]
-            loading = [pool.submit(_load, file, sources, ensemble.views) for file in files[start : start + size]]
+            loading = [pool.submit(_load, file, sources, ensemble.input_specs) for file in files[start : start + size]]
             shown = [image for image in loaded if isinstance(image, PreparedImage)]
-            probs = ensemble.probs([image.images for image in shown], device, tta)
+            probs = ensemble.sum_probs([image.images for image in shown], device, tta)
             yield from (future.result() for future in writing)
             writing = [pool.submit(finish, *each) for each in zip(shown, probs, strict=True)]
             yield from (row for row in loaded if isinstance(row, Rejected))
         yield from (future.result() for future in writing)
 
 
-def _load(file: File, sources: list[Source], views: list[View]) -> PreparedImage | Rejected:
+def _load(file: File, sources: list[Source], specs: list[InputSpec]) -> PreparedImage | Rejected:
     try:
-        picture, fit = load_image(file, sources, *views[0])
-        height, width = fit.original
+        picture, plan = load_image(file, sources, *specs[0])
+        height, width = plan.original
         if min(height, width) < SIZE_DIVISOR:
             detail = f"{width} × {height} pixels; at least {SIZE_DIVISOR} × {SIZE_DIVISOR} are needed"
             raise BadPairError(file, "too-small", detail)
     except BadPairError as error:
         return Rejected(error.file.name, error.reason, error.detail)
-    fits = {(kind, side): ResizePlan.of(kind, height, width, side) for kind, side in views}
-    return PreparedImage(file=file, fits=fits, images={view: fit.resize_image(picture) for view, fit in fits.items()})
+    plans = {spec: spec.resize_plan(height, width) for spec in specs}
+    images = {spec: plan.resize_image(picture) for spec, plan in plans.items()}
+    return PreparedImage(file=file, plans=plans, images=images)
 
 
 def _threads() -> int:
     """This process's share of the machine's cores."""
-    return max(2, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(2, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _not_of(out: Path, images: str, files: list[File]) -> list[File]:

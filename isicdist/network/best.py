@@ -1,36 +1,127 @@
-"""RUN/best: the best model of a run in two files that hold all a prediction needs, and nothing else.
+"""RUN/best: the best model of a run, in two files that hold all a prediction needs.
 
 RUN/best/model.safetensors       the weights
-RUN/best/model.json              architecture, size, resize mode, normalisation, threshold, score, data digest
+RUN/best/model.json              architecture, input size, resize mode, normalisation, threshold, score, data digest
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from torch import nn
 
+from isicdist.config import ModelConfig
 from isicdist.errors import CheckpointError
-from isicdist.network.unet import ImprovedUNet
+from isicdist.network.normalise import MEAN, STD
+from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
+from shards.errors import UsageError
+from shards.geometry import RESIZE_MODES
+from shards.reader import ShardSet
 
 MODEL, METADATA_NAME = "model.safetensors", "model.json"
 
 
-def save_best(run: Path, model: nn.Module, card: dict[str, Any]) -> None:
-    """Publish RUN/best: the weights and `card`, which says everything that using them needs (see `load_model`)."""
+@dataclass(frozen=True, kw_only=True)
+class ValidationScore:
+    """Score that a model was chosen by."""
+
+    split: str = "val"
+    threshold: float = 0.5
+    """Probability above which a pixel counted as lesion."""
+    mean_dice: float
+    """Mean Dice over the images of the split, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """The content of RUN/best/model.json: all that a prediction needs apart from the weights, and their origin."""
+
+    architecture: ModelConfig
+    size: int
+    """Side of the square input in pixels, a multiple of 16."""
+    fit: str
+    """Resize mode that brings an image to that square: stretch, pad or crop."""
+    mean: tuple[float, ...] = MEAN
+    """Mean of each channel, RGB in [0, 1], subtracted from the input."""
+    std: tuple[float, ...] = STD
+    """Standard deviation of each channel, by which the input is divided."""
+    threshold: float = 0.5
+    """Probability above which a pixel is lesion: that of the highest pooled Dice on the validation split."""
+    score: ValidationScore
+    step: int
+    """Optimizer updates before this model."""
+    data_digest: str
+    """Digest of the shard set that it was trained on."""
+    sha256: str = ""
+    """Hash of the file of weights; `save_best` sets it."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in RESIZE_MODES or self.size < 1 or self.size % SIZE_DIVISOR:
+            raise ValueError(f"fit {self.fit!r} to {self.size} pixels")
+        if not len(self.mean) == len(self.std) == 3:
+            raise ValueError(f"mean {self.mean} and std {self.std}: each needs 3 numbers")
+
+    @classmethod
+    def of(
+        cls, architecture: ModelConfig, shards: ShardSet, *, step: int, score: ValidationScore, threshold: float = 0.5
+    ) -> Self:
+        """Describe a model that was trained on a shard set.
+
+        Raises ShardSetError for a set whose index does not name the resize mode, and ValueError for one whose images
+        differ in size.
+        """
+        return cls(
+            architecture=architecture,
+            size=shards.size or 0,
+            fit=shards.fit,
+            threshold=threshold,
+            score=score,
+            step=step,
+            data_digest=shards.digest,
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Parse the content of model.json. Raises KeyError, TypeError, ValueError or UsageError for a malformed one."""
+        return cls(
+            architecture=ModelConfig(**value["architecture"]),
+            size=int(value["size"]),
+            fit=value["fit"],
+            mean=tuple(map(float, value["mean"])),
+            std=tuple(map(float, value["std"])),
+            threshold=float(value["threshold"]),
+            score=ValidationScore(**value["score"]),
+            step=int(value["step"]),
+            data_digest=str(value["data_digest"]),
+            sha256=str(value["sha256"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the content of model.json as plain values."""
+        return dataclasses.asdict(self)
+
+
+def save_best(run: Path, model: nn.Module, metadata: ModelMetadata) -> None:
+    """Publish the weights of `model` and their metadata as RUN/best, in place of an earlier one.
+
+    Raises CheckpointError when the files cannot be written; then the earlier ones are as they were.
+    """
     with checkpoint_folder(run / "best") as folder:
-        save_weights(model, folder / MODEL)
-        (folder / METADATA_NAME).write_text(json.dumps({**card, "sha256": file_sha256(folder / MODEL)}, indent=1))
+        save_weights(model.state_dict(), folder / MODEL)
+        hashed = dataclasses.replace(metadata, sha256=file_sha256(folder / MODEL))
+        (folder / METADATA_NAME).write_text(json.dumps(hashed.to_json(), indent=1))
 
 
-def load_model(path: str | Path) -> tuple[ImprovedUNet, dict[str, Any]]:
-    """The network in evaluation mode, and its card, from a run, its `best` folder, or a copy of that.
+def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
+    """Load the network, in evaluation mode on the CPU, and its metadata from a run, its `best` folder or a copy of it.
 
-    The card holds architecture, size, fit, mean, std, threshold, score and data digest.
     Raises CheckpointError when it is missing, damaged or of another network.
     """
     path = Path(path)
@@ -39,17 +130,20 @@ def load_model(path: str | Path) -> tuple[ImprovedUNet, dict[str, Any]]:
         what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
         raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
     try:
-        card = json.loads((folder / METADATA_NAME).read_text())
-        if file_sha256(folder / MODEL) != card["sha256"]:
+        metadata = ModelMetadata.from_json(json.loads((folder / METADATA_NAME).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{folder}: not a model of this isicdist ({METADATA_NAME}: {error!r})") from error
+    try:
+        if file_sha256(folder / MODEL) != metadata.sha256:
             raise CheckpointError(f"{folder / MODEL}: damaged (its sha256 is not the one in {METADATA_NAME})")
-        model = ImprovedUNet(**card["architecture"])
         weights = load_weights(folder / MODEL)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a model of this isicdist ({error})") from error
+    model = ImprovedUNet(**dataclasses.asdict(metadata.architecture))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:  # its message has a line for every weight
         raise CheckpointError(
             f"{folder}: the weights are of another network than {METADATA_NAME} describes; copy the whole folder again"
         ) from error
-    return model.eval(), card
+    return model.eval(), metadata

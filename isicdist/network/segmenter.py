@@ -1,141 +1,168 @@
-"""A trained network ready for use: photographs go in as they are, lesion probabilities come out."""
+"""Inference with trained models: photographs in, lesion probabilities or masks out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from isicdist.config import Tta
-from isicdist.errors import CheckpointError
-from isicdist.network import best
+from isicdist.network.best import ModelMetadata, load_best
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.tta import mean_probs
-from isicdist.network.unet import SIZE_DIVISOR
-from shards.geometry import RESIZE_MODES, ResizePlan
+from shards.geometry import ResizePlan
+from shards.inputs.decode import upright_rgb
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-View = tuple[str, int]
-"""How an image is shown to a network: the kind of its fit, and the side of the square in pixels."""
+
+class InputSpec(NamedTuple):
+    """The input that a network was trained on: images resized by `mode` to a square of `size` pixels a side."""
+
+    mode: str
+    """stretch, pad or crop."""
+    size: int
+
+    def resize_plan(self, height: int, width: int) -> ResizePlan:
+        """Plan the resize of a picture of `height` × `width` pixels to this input, and of its prediction back."""
+        return ResizePlan.of(self.mode, height, width, self.size)
 
 
 class Segmenter(nn.Module):
-    """A network together with what it takes to use it: size, fit, normalisation, and the threshold of its masks."""
+    """A network with all that is needed to use it: input size, resize mode, normalisation and threshold."""
 
-    def __init__(self, network: nn.Module, card: dict[str, Any]) -> None:
-        """`network` gives logits (B, 1, H, W); `card` is what RUN/best/model.json says.
-
-        Raises KeyError, TypeError or ValueError for a card that lacks something.
-        """
+    def __init__(self, network: nn.Module, metadata: ModelMetadata) -> None:
+        """`network` maps normalised images (B, 3, H, W) to logits (B, 1, H, W)."""
         super().__init__()
         self.network = network
-        self.card = card
-        """All that is known of the model: step, score, digest of the training data, ..."""
-        self.threshold = float(card["threshold"])
-        """The probability above which a pixel is lesion."""
-        self.view: View = (card["fit"], int(card["size"]))
-        """The fit and the side that it was trained with."""
-        if self.view[0] not in RESIZE_MODES or self.view[1] % SIZE_DIVISOR:
-            raise ValueError(f"fit {self.view[0]!r} to {self.view[1]} pixels")
-        self._mean, self._std = tuple(card["mean"]), tuple(card["std"])
+        self.metadata = metadata
+        """Origin of the model, too: step, validation score, digest of the training data."""
+        self.threshold = metadata.threshold
+        """Probability above which a pixel is lesion."""
+        self.input_spec = InputSpec(metadata.fit, metadata.size)
 
-    def fit(self, height: int, width: int) -> ResizePlan:
-        """How a picture of `height` × `width` pixels is brought to the square that the network was trained with."""
-        kind, side = self.view
-        return ResizePlan.of(kind, height, width, side)
+    def predict(self, picture: Image.Image | np.ndarray, tta: Tta = "off") -> np.ndarray:
+        """Segment one photograph: its mask (H, W) bool at its own resolution, True where `threshold` is exceeded.
+
+        Takes what `predict_probs` takes.
+        """
+        return self.predict_probs(picture, tta) > self.threshold
+
+    @torch.inference_mode()
+    def predict_probs(self, picture: Image.Image | np.ndarray, tta: Tta = "off") -> np.ndarray:
+        """Predict the lesion probabilities of one photograph, (H, W) float32 in [0, 1], at its own resolution.
+
+        `picture`: a PIL image of any mode, which is turned upright by its EXIF orientation (H and W are those of the
+        upright picture), or an array (H, W, 3) uint8 RGB. `tta`: test-time augmentation. Where the resize mode crops
+        the picture, the probability outside is 0. Raises TypeError or ValueError for another array.
+        """
+        image = upright_rgb(picture) if isinstance(picture, Image.Image) else _image_of(picture)
+        plan = self.resize_plan(image.height, image.width)
+        pixels = torch.tensor(plan.resize_image(image), device=next(self.parameters()).device)  # (size, size, 3)
+        probs = self(pixels.permute(2, 0, 1)[None], tta)[0, 0]  # (size, size)
+        return plan.restore(probs.cpu().numpy())
+
+    def resize_plan(self, height: int, width: int) -> ResizePlan:
+        """Plan the resize of a picture of `height` × `width` pixels to the network's input, and of its mask back."""
+        return self.input_spec.resize_plan(height, width)
 
     def forward(self, images: Tensor, tta: Tta = "off") -> Tensor:
-        """Lesion probabilities (B, 1, H, W) float32 in [0, 1] of RGB images (B, 3, H, W) uint8, 0 to 255.
+        """Predict lesion probabilities (B, 1, H, W) float32 in [0, 1] of RGB images (B, 3, H, W) uint8, 0 to 255.
 
-        `tta`: which mirrored and turned copies the probabilities are the mean of. Raises TypeError for images of
-        another type, ValueError for a height or width that is not a multiple of 16.
+        `tta`: test-time augmentation over mirrored and rotated copies. Raises TypeError for images of another type,
+        ValueError for a height or width that is not a multiple of 16.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images of {images.dtype}: give uint8, 0 to 255; the model normalises them itself")
         return mean_probs(self._logits, images, tta)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self.network(normalise(to_unit(images), self._mean, self._std))
+        return self.network(normalise(to_unit(images), self.metadata.mean, self.metadata.std))
 
 
 def load_model(path: str | Path) -> Segmenter:
-    """The best model of a run, in evaluation mode and without gradients, on the CPU (`.to(device)` moves it).
+    """Load the best model of a run, in evaluation mode and without gradients, on the CPU (`.to(device)` moves it).
 
     `path`: a run, its `best` folder, or a copy of that. Only safetensors and JSON are read; nothing of them is
     executed. Raises CheckpointError when it is missing, damaged or of another network.
 
         model = isicdist.load_model("RUN")
-        picture = Image.open("photograph.jpg").convert("RGB")
-        fit = model.fit(picture.height, picture.width)
-        images = torch.tensor(fit.resize_image(picture)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
-        probs = fit.restore(model(images)[0, 0].numpy())  # at the picture's own resolution
-        mask = probs > model.threshold
+        mask = model.predict(Image.open("photograph.jpg"))  # (H, W) bool
+
+    For batches, resize and restore yourself; `restore` takes one (H, W) of the probabilities:
+
+        plan = model.resize_plan(picture.height, picture.width)
+        images = torch.tensor(plan.resize_image(picture)).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+        probs = plan.restore(model(images)[0, 0].numpy())  # at the picture's own resolution
     """
-    network, card = best.load_model(path)
-    try:
-        model = Segmenter(network, card)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: {best.METADATA_NAME} does not say what a prediction needs ({error!r})"
-        ) from error
-    return model.requires_grad_(False).eval()
+    network, metadata = load_best(path)
+    return Segmenter(network, metadata).requires_grad_(False).eval()
+
+
+def _image_of(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"a picture of {pixels.dtype}: give uint8, 0 to 255")
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"a picture of shape {pixels.shape}: give (H, W, 3), RGB")
+    return Image.fromarray(pixels)
 
 
 class Ensemble:
-    """One or several segmenters whose probabilities are averaged at the picture's own resolution."""
+    """One or more segmenters whose probabilities are averaged at the picture's own resolution."""
 
     def __init__(self, members: Sequence[Segmenter]) -> None:
-        """`members`: at least one; each may have another size and fit."""
+        """`members`: at least one; each may have another input size and resize mode."""
         self.members = members
-        self.views: list[View] = sorted({member.view for member in members}, key=lambda view: -view[1])
-        """What an image has to be fitted to, the largest first."""
+        self.input_specs = sorted({member.input_spec for member in members}, key=lambda spec: (-spec.size, spec.mode))
+        """The inputs that a picture must be resized to, the largest first."""
         self.threshold = sum(member.threshold for member in members) / len(members)
-        """The mean of the members' thresholds: the probability above which a pixel is lesion."""
+        """Mean of the members' thresholds: the probability above which a pixel is lesion."""
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Bring the networks to the device and the precision of this process."""
+        """Move the networks to the device and the precision of this process."""
         for member in self.members:
             member.network = accelerator.prepare_model(member.network, evaluation_mode=True)
 
-    def record(self) -> dict[str, Any]:
-        """What tells two ensembles apart, as plain values."""
+    def identity(self) -> dict[str, Any]:
+        """Give what distinguishes this ensemble from others, as plain values for a JSON file."""
         return {
-            "models": sorted(str(member.card["sha256"])[:16] for member in self.members),
+            "models": sorted(member.metadata.sha256[:16] for member in self.members),
             "threshold": self.threshold,
         }
 
     @torch.inference_mode()
-    def probs(
-        self, images: Sequence[Mapping[View, np.ndarray]], device: torch.device, tta: Tta
-    ) -> list[dict[View, np.ndarray]]:
-        """For each of a batch of images, by view: the sum of the probabilities (H, W) float32 of its members.
+    def sum_probs(
+        self, images: Sequence[Mapping[InputSpec, np.ndarray]], device: torch.device, tta: Tta
+    ) -> list[dict[InputSpec, np.ndarray]]:
+        """Predict a batch: for each picture, by input, the sum of the probabilities (H, W) float32 of its members.
 
-        `images`: each as every view shows it, (H, W, 3) uint8.
+        `images`: each picture resized to every one of `input_specs`, (H, W, 3) uint8.
         """
-        probs: list[dict[View, np.ndarray]] = [{} for _ in images]
-        for view in self.views if images else []:
-            batch = torch.from_numpy(np.stack([image[view] for image in images]))
-            batch = batch.to(device).permute(0, 3, 1, 2)  # (B, 3, H, W)
-            opinions = torch.stack([member(batch, tta) for member in self.members if member.view == view])
-            for each, summed in zip(probs, opinions.sum(dim=0)[:, 0].cpu().numpy(), strict=True):
-                each[view] = summed
-        return probs
+        sums: list[dict[InputSpec, np.ndarray]] = [{} for _ in images]
+        for spec in self.input_specs if images else []:
+            batch = torch.from_numpy(np.stack([image[spec] for image in images])).to(device)  # (B, H, W, 3)
+            batch = batch.permute(0, 3, 1, 2)  # (B, 3, H, W)
+            probs = torch.stack([member(batch, tta) for member in self.members if member.input_spec == spec])
+            for by_spec, summed in zip(sums, probs.sum(dim=0)[:, 0].cpu().numpy(), strict=True):
+                by_spec[spec] = summed
+        return sums
 
-    def restored(self, probs: Mapping[View, np.ndarray], fits: Mapping[View, ResizePlan]) -> np.ndarray:
-        """The mean probabilities (H, W) float32 of one picture at its own resolution, from each view's sum (H, W).
+    def restore_mean(self, sums: Mapping[InputSpec, np.ndarray], plans: Mapping[InputSpec, ResizePlan]) -> np.ndarray:
+        """Average the members' probabilities of one picture at its own resolution, (H, W) float32.
 
-        Where the fit of a member cut something off, the others decide; where all did, it is 0.
+        `sums`: of `sum_probs`, by input, (size, size). Where the resize mode of some members crops the picture, the
+        mean is over the others; where all do, it is 0.
         """
-        original = next(iter(fits.values())).original
+        original = next(iter(plans.values())).original
         total, members = np.zeros(original, np.float32), np.zeros(original, np.float32)
-        for view, fit in fits.items():
-            left, top, right, bottom = fit.source
-            total += fit.restore(probs[view])
-            members[top:bottom, left:right] += sum(member.view == view for member in self.members)
+        for spec, plan in plans.items():
+            left, top, right, bottom = plan.source
+            total += plan.restore(sums[spec])
+            members[top:bottom, left:right] += sum(member.input_spec == spec for member in self.members)
         return total / np.maximum(members, 1)

@@ -173,9 +173,17 @@ def load_image(file: File, sources: list[Source], mode: str, side: int | None) -
     """
     picture = _header(file, _bytes(file, sources))
     with _as_bad_pair(file):
-        orientation = _orientation(picture)
-        image = _upright(_rgb(picture), orientation)
+        image = upright_rgb(picture)
     return image, ResizePlan.of(mode, image.height, image.width, side)
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB, turned upright by its EXIF orientation; decodes what is not yet decoded.
+
+    16 bits are reduced to their upper byte, palettes looked up, transparency dropped.
+    """
+    orientation = _orientation(picture)
+    return _upright(_rgb(picture), orientation)
 
 
 def _bytes(file: File, sources: list[Source]) -> bytes:

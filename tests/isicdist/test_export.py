@@ -11,26 +11,30 @@ import torch
 
 from isicdist import export, load_model
 from isicdist.cli import main
+from isicdist.config import ModelConfig
 from isicdist.errors import CheckpointError
 from isicdist.export import export_onnx
-from isicdist.network import best as best_model
+from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.unet import ImprovedUNet
 from shards.errors import UsageError
 
-CARD = {
-    "architecture": {"base_channels": 2},
-    "size": 48,
-    "fit": "pad",
-    "mean": (0.7, 0.5, 0.4),
-    "std": (0.2, 0.1, 0.3),
-    "threshold": 0.375,
-}
+METADATA = ModelMetadata(
+    architecture=ModelConfig(base_channels=2),
+    size=48,
+    fit="pad",
+    mean=(0.7, 0.5, 0.4),
+    std=(0.2, 0.1, 0.3),
+    threshold=0.375,
+    score=ValidationScore(mean_dice=0.75),
+    step=9,
+    data_digest="0123",
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    best_model.save_best(tmp_path / "run", ImprovedUNet(base_channels=2), CARD)
+    save_best(tmp_path / "run", ImprovedUNet(base_channels=2), METADATA)
     return tmp_path / "run"
 
 

@@ -11,25 +11,29 @@ import pytest
 import torch
 from PIL import Image
 
-from isicdist.network import best as best_model
+from isicdist.config import ModelConfig
+from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.unet import ImprovedUNet
 from isicdist.predict import predict
 from shards.errors import SourceError
 
-CARD = {
-    "architecture": {"base_channels": 2},
-    "size": 32,
-    "fit": "stretch",
-    "mean": (0.7, 0.5, 0.4),
-    "std": (0.2, 0.1, 0.3),
-    "threshold": 0.5,
-}
+METADATA = ModelMetadata(
+    architecture=ModelConfig(base_channels=2),
+    size=32,
+    fit="stretch",
+    mean=(0.7, 0.5, 0.4),
+    std=(0.2, 0.1, 0.3),
+    threshold=0.5,
+    score=ValidationScore(mean_dice=0.75),
+    step=9,
+    data_digest="0123",
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    best_model.save_best(tmp_path / "run", ImprovedUNet(base_channels=2), CARD)
+    save_best(tmp_path / "run", ImprovedUNet(base_channels=2), METADATA)
     return tmp_path / "run"
 
 

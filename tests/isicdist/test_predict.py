@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -22,10 +23,10 @@ from isicdist import load_model
 from isicdist import predict as predict_module
 from isicdist.config import ModelConfig, TrainConfig, Tta
 from isicdist.errors import CheckpointError
-from isicdist.network import best as best_model
+from isicdist.network.best import ModelMetadata, ValidationScore, load_best, save_best
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.predict import PredictionCounts, predict
-from isicdist.train import build_model, model_metadata
+from isicdist.train import build_model
 from shards.errors import SourceError, UsageError
 from shards.reader import ShardSet
 
@@ -39,12 +40,15 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(predict_module, "BATCH_PIXELS", BATCH * 64**2)
 
 
+def metadata_of(shard_set: Path) -> ModelMetadata:
+    score = ValidationScore(mean_dice=0.5)
+    return ModelMetadata.of(CONFIG.model, ShardSet.open(shard_set), step=7, score=score)
+
+
 @pytest.fixture
 def run(tmp_path: Path, shard_set: Path) -> Path:
     """A run whose best model is as it was initialised."""
-    best_model.save_best(
-        tmp_path / "run", build_model(CONFIG), model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5)
-    )
+    save_best(tmp_path / "run", build_model(CONFIG), metadata_of(shard_set))
     return tmp_path / "run"
 
 
@@ -84,7 +88,7 @@ def test_a_mask_for_each_image_at_its_own_resolution(run, images, tmp_path):
 
 def test_a_mask_is_what_the_network_says(run, images, tmp_path):
     predict([run], str(images), tmp_path / "out")
-    model, card = best_model.load_model(run)
+    model, metadata = load_best(run)
     path = sorted(images.iterdir())[-1]  # in the second batch
     picture = Image.fromarray(pixels(path))
     small = np.array(picture.resize((64, 64), Image.Resampling.BILINEAR))
@@ -93,7 +97,7 @@ def test_a_mask_is_what_the_network_says(run, images, tmp_path):
     expected = np.asarray(Image.fromarray(probs.numpy()).resize(picture.size, Image.Resampling.BILINEAR))
     mask = masks(tmp_path / "out")[f"{path.stem}_segmentation.png"]
     assert 0.02 < mask.mean() / 255 < 0.98  # neither side is trivial
-    assert ((mask > 0) == (expected > card["threshold"])).mean() > 0.999
+    assert ((mask > 0) == (expected > metadata.threshold)).mean() > 0.999
 
 
 def test_an_archive_gives_the_same_masks(run, images, tmp_path):
@@ -203,9 +207,7 @@ def test_masks_made_otherwise_are_never_replaced(run, images, shard_set, tmp_pat
     predict([run], str(images), out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     other = TrainConfig(seed=2, model=ModelConfig(base_channels=2))
-    best_model.save_best(
-        tmp_path / "other", build_model(other), model_metadata(other, ShardSet.open(shard_set), 7, 0.5)
-    )
+    save_best(tmp_path / "other", build_model(other), metadata_of(shard_set))
     (tmp_path / "more").mkdir()
     shutil.copy(sorted(images.iterdir())[0], tmp_path / "more")
     cases: list[tuple[list[Path], Path, Tta, str]] = [
@@ -255,9 +257,9 @@ def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_
     runs = []
     for seed, size, fit, threshold in ((1, 64, "stretch", 0.5), (2, 96, "crop", 0.25), (3, 64, "stretch", 0.75)):
         config = TrainConfig(seed=seed, model=ModelConfig(base_channels=2))
-        card = {**model_metadata(config, ShardSet.open(shard_set), 7, 0.5), "size": size, "fit": fit}
+        metadata = dataclasses.replace(metadata_of(shard_set), size=size, fit=fit, threshold=threshold)
         runs.append(tmp_path / f"run{seed}")
-        best_model.save_best(runs[-1], build_model(config), {**card, "threshold": threshold})
+        save_best(runs[-1], build_model(config), metadata)
     predict(runs, str(images), tmp_path / "out", tta="d4")
     for path in images.iterdir():
         with Image.open(path) as opened:
@@ -265,10 +267,10 @@ def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_
         total, shown = np.zeros((2, picture.height, picture.width))
         for run in runs:
             model = load_model(run)
-            fit = model.fit(picture.height, picture.width)
-            batch = torch.tensor(fit.resize_image(picture)).permute(2, 0, 1)[None]
-            total += fit.restore(model(batch, "d4")[0, 0].numpy())
-            left, top, right, bottom = fit.source
+            plan = model.resize_plan(picture.height, picture.width)
+            batch = torch.tensor(plan.resize_image(picture)).permute(2, 0, 1)[None]
+            total += plan.restore(model(batch, "d4")[0, 0].numpy())
+            left, top, right, bottom = plan.source
             shown[top:bottom, left:right] += 1
         assert set(np.unique(shown)) == {2, 3}  # what the crop leaves out is the others'
         mask = pixels(tmp_path / "out" / f"{path.stem}_segmentation.png") > 0
