@@ -180,6 +180,11 @@ class TrainConfig:
     """Steps between evaluations of the validation split; 0: after each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: after each epoch."""
+    checkpoint_min_seconds: int = 0
+    """Seconds that must have passed since the last checkpoint for another one, unless the run ends: epochs may be
+    shorter than it is worth to save them on a fast GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network with torch.compile (inductor); auto: on a GPU, not on a CPU."""
     patience: int = 0
     """Evaluations without a better mean Dice that end the run; 0: none do."""
     max_nonfinite_steps: int = 10
@@ -207,7 +212,7 @@ class TrainConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
         for name in ("epochs", "keep", "log_every", "timeout"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        for name in ("patience", "max_nonfinite_steps"):
+        for name in ("patience", "max_nonfinite_steps", "checkpoint_min_seconds"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("steps", "eval_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")

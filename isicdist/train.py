@@ -8,6 +8,7 @@ fixed, the loop does the same on any number of processes.
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import torch
@@ -25,12 +26,13 @@ from isicdist.distributed.gradients import Gradients
 from isicdist.errors import StoppedError
 from isicdist.evaluate import validate
 from isicdist.metrics.dice import DiceSummary
-from isicdist.network import best as best_model
+from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.loss import segmentation_loss
-from isicdist.network.normalise import MEAN, STD, normalise, to_unit
+from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.training import checkpoint
+from isicdist.training.checkpoint import BackgroundWriter, Snapshot
 from isicdist.training.meter import TrainMeter
 from isicdist.training.micro_batch import OomGuard, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
@@ -122,12 +124,13 @@ class Trainer:
             sample_names=self.stream.step_sample_names,
         )
         self.meter = TrainMeter(self.accelerator)
+        self.writer, self.last_checkpoint = BackgroundWriter(), time.monotonic()
         self.last_summary: DiceSummary | None = None
 
     def run(self) -> DiceSummary | None:
         """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""
         state, config = self.state, self.config
-        with self.stream, self.stop_signal, self._open_tracker() as self.tracker:
+        with self.stream, self.stop_signal, self.writer, self._open_tracker() as self.tracker:
             self._make_up_for_pending_evaluation()
             self.meter.reset()
             while not self.finished:
@@ -152,7 +155,7 @@ class Trainer:
                     state.eval_pending = self.is_due(config.eval_every) and not self.evaluate()
                     stopping = stop_requested or state.eval_pending
                     if stopping or self.finished or self.is_due(config.checkpoint_every):
-                        self.save_checkpoint()
+                        self.save_checkpoint(required=stopping or self.finished)
                     if self.finished:
                         break
                     if stopping:
@@ -221,8 +224,14 @@ class Trainer:
         self.last_summary = summary
         self.tracker.log_evaluation(EvaluationMetrics(step=self.state.step, split="val", **summary.scores()))
         if self.state.early_stopping.update(summary.mean_dice):
-            metadata = model_metadata(self.config, self.shards, self.state.step, summary.mean_dice, threshold)
-            self.accelerator.on_main_process(best_model.save_best)(self.run_folder, self.ema.model, metadata)
+            metadata = ModelMetadata.of(
+                self.config.model,
+                self.shards,
+                step=self.state.step,
+                score=ValidationScore(mean_dice=summary.mean_dice),
+                threshold=threshold,
+            )
+            self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata)
         return True
 
     def log(self, step: Step, learning_rate: float, grad_norm: torch.Tensor) -> None:
@@ -238,24 +247,22 @@ class Trainer:
         )
         self.tracker.log_train(metrics)
 
-    def save_checkpoint(self) -> None:
-        """Publish a checkpoint of this step, on the main process."""
+    def save_checkpoint(self, *, required: bool) -> None:
+        """Publish a checkpoint of this step: a copy, which the main process writes while training goes on.
+
+        One that is not `required` is left out where the last one is less than `checkpoint_min_seconds` old.
+        """
+        if not required and time.monotonic() - self.last_checkpoint < self.config.checkpoint_min_seconds:
+            return
+        self.last_checkpoint = time.monotonic()
         self.state.stream = self.stream.state_dict()
         self.state.scaler = self.scaler.state_dict() if self.scaler else None
         self.state.config = self.record.to_json()
-        save = self.accelerator.on_main_process(checkpoint.save)
-        save(
-            self.run_folder,
-            self.state.step,
-            self.model,
-            self.ema.model,
-            self.optimizer,
-            self.state.to_json(),
-            keep=self.config.keep,
-        )
+        self.accelerator.on_main_process(self._write_checkpoint)()
 
     def stopped(self) -> StoppedError:
         """Leave RUN/REQUEUE, and wait for all ranks: the launcher ends the others as soon as one has ended."""
+        self.writer.wait()
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).touch)()
         self.tracker.close("stopped")
         self.accelerator.wait_for_everyone()
@@ -279,10 +286,17 @@ class Trainer:
         self.prepared_model, self.prepared_ema = (
             self.accelerator.prepare_model(network, evaluation_mode=True) for network in (self.model, self.ema.model)
         )
+        if self.config.compile == "on" or (self.config.compile == "auto" and self.accelerator.device.type == "cuda"):
+            for network in (self.prepared_model, self.prepared_ema):
+                network.compile(dynamic=False)  # in place: weights and checkpoints keep their names
         broadcast([weight.data for network in (self.model, self.ema.model) for weight in network.parameters()])
         self.optimizer = self.accelerator.prepare_optimizer(adam)
         self.gradients = Gradients(self.model.parameters(), self.accelerator)
         self.scaler = self.accelerator.scaler
+
+    def _write_checkpoint(self) -> None:
+        snapshot = Snapshot.of(self.model, self.ema.model, self.optimizer)
+        self.writer.submit(checkpoint.save, self.run_folder, snapshot, self.state.to_json(), keep=self.config.keep)
 
     def _open_tracker(self) -> Tracker:
         main = self.accelerator.is_main_process
@@ -309,24 +323,6 @@ def build_model(config: TrainConfig) -> ImprovedUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ImprovedUNet(**dataclasses.asdict(config.model))
-
-
-def model_metadata(config: TrainConfig, shards: ShardSet, step: int, best: float, threshold: float = 0.5) -> dict:
-    """Describe the best model for RUN/best: all that a prediction needs beside the weights.
-
-    `best`: the mean Dice of the validation split at 0.5. `threshold`: of its highest pooled Dice.
-    """
-    return {
-        "architecture": dataclasses.asdict(config.model),
-        "size": shards.size,
-        "fit": shards.fit,
-        "mean": MEAN,
-        "std": STD,
-        "threshold": threshold,
-        "score": {"split": "val", "threshold": 0.5, "mean_dice": best},
-        "step": step,
-        "data_digest": shards.digest,
-    }
 
 
 def check_split(split: Split, world_size: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from isicdist.errors import CheckpointError
 from shards.files import atomic_folder
@@ -25,9 +25,9 @@ _RENAMED = {
 }
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights of a module as safetensors."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

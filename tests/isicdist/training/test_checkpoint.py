@@ -7,21 +7,16 @@ import io
 import json
 import pickle
 import resource
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from isicdist.errors import CheckpointError
-from isicdist.network import best as best_model
-from isicdist.network.best import METADATA_NAME
 from isicdist.network.unet import ImprovedUNet
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
-from shards.files import recover_folder
 
 ARCHITECTURE = {"base_channels": 2, "dropout": 0.0}
 
@@ -46,9 +41,8 @@ def trained(seed: int = 0) -> tuple[ImprovedUNet, torch.optim.Adam]:
 def save(run: Path, *steps: int, keep: int = 9) -> None:
     for step in steps:
         model, optimizer = trained(step)
-        checkpoint.save(
-            run, step, model, trained(step + 1)[0], optimizer, {"best": 0.5, "stream": {"epoch": step}}, keep=keep
-        )
+        snapshot = checkpoint.Snapshot.of(model, trained(step + 1)[0], optimizer)
+        checkpoint.save(run, snapshot, {"step": step, "best": 0.5, "stream": {"epoch": step}}, keep=keep)
 
 
 def newest(run: Path) -> tuple[checkpoint.Checkpoint | None, list[str]]:
@@ -191,78 +185,30 @@ def test_nothing_is_unpickled(tmp_path, pack):
     assert not target.exists()
 
 
-@pytest.fixture
-def best(tmp_path: Path) -> Path:
-    """A run with a best model."""
-    model, _ = trained()
-    best_model.save_best(tmp_path / "run", model, {"architecture": ARCHITECTURE, "size": 32, "threshold": 0.5})
-    return tmp_path / "run"
+def test_a_snapshot_is_not_what_training_goes_on_with():
+    model, optimizer = trained()
+    snapshot = checkpoint.Snapshot.of(model, model, optimizer)
+    before = model.stem.weight.detach().clone()
+    with torch.no_grad():
+        model.stem.weight.zero_()
+        optimizer.state[model.stem.weight]["exp_avg"].fill_(9)
+    assert torch.equal(snapshot.weights["stem.weight"], before)
+    assert not any((state["exp_avg"] == 9).all() for state in snapshot.optimizer["state"].values())
 
 
-def test_a_model_is_loaded_from_its_run_its_folder_or_a_copy(best, tmp_path):
-    shutil.copytree(best / "best", tmp_path / "copy")
-    images = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(1))
-    expected = trained()[0].eval()(images)
-    for path in (best, best / "best", tmp_path / "copy"):
-        model, card = best_model.load_model(path)
-        assert not model.training
-        assert torch.equal(model(images), expected)
-        assert (card["size"], card["threshold"]) == (32, 0.5)
+def test_what_the_writer_could_not_write_is_raised_at_the_next_write_or_the_end():
+    def full(_: object = None) -> None:
+        raise CheckpointError("the disk is full")
 
-
-def test_a_better_model_takes_the_place_of_the_best(best):
-    best_model.save_best(best, trained(5)[0], {"architecture": ARCHITECTURE, "size": 48})
-    model, card = best_model.load_model(best)
-    assert card["size"] == 48
-    for one, two in zip(model.parameters(), trained(5)[0].parameters(), strict=True):
-        assert torch.equal(one, two)
-    assert [path.name for path in best.iterdir()] == ["best"]
-
-
-@pytest.mark.parametrize(
-    ("card", "said"),
-    [
-        ({"architecture": {"base_channels": 4}}, "another network"),
-        ({"architecture": {"base_channels": 2, "deep_supervision": False}}, "another network"),
-        ({"architecture": {"channels": 2}}, "channels"),
-        ({"architecture": None}, "not a model"),
-        ({"sha256": "0"}, "damaged"),
-    ],
-)
-def test_a_card_of_another_network_is_refused_in_one_line(best, card, said):
-    path = best / "best" / METADATA_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **card}))
-    with pytest.raises(CheckpointError, match=said) as caught:
-        best_model.load_model(best)
-    assert str(best) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
-
-
-def test_damaged_or_missing_models_are_named_in_one_line(best, tmp_path):
-    flip(best / "best" / MODEL)
-    cases = {best: "damaged", tmp_path / "none": "there is no such folder", tmp_path: "no best model yet"}
-    for path, said in cases.items():
-        with pytest.raises(CheckpointError, match=said) as caught:
-            best_model.load_model(path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-    (best / "best" / MODEL).unlink()
-    with pytest.raises(CheckpointError, match=MODEL):
-        best_model.load_model(best)
-
-
-def test_what_is_saved_is_a_whole_network(best):
-    model, _ = best_model.load_model(best)
-    assert isinstance(model, nn.Module)
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in trained()[0].parameters())
-
-
-def test_a_kill_between_the_two_renames_of_best_is_undone(tmp_path):
-    (tmp_path / ".best.old").mkdir()
-    (tmp_path / ".best.old" / "model.json").write_text("{}")
-    recover_folder(tmp_path / "best")
-    assert (tmp_path / "best" / "model.json").read_text() == "{}"
-    (tmp_path / ".best.old").mkdir()  # left over, but the new one stands
-    recover_folder(tmp_path / "best")
-    assert (tmp_path / "best" / "model.json").exists()
+    done: list[int] = []
+    writer = checkpoint.BackgroundWriter()
+    writer.submit(done.append, 1)
+    writer.submit(full)
+    with pytest.raises(CheckpointError, match="full"):
+        writer.submit(done.append, 2)
+    assert done == [1]
+    with pytest.raises(CheckpointError, match="full"), checkpoint.BackgroundWriter() as writer:
+        writer.submit(full)
+    writer = checkpoint.BackgroundWriter()
+    writer.submit(full)
+    writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # the error that ended the run is the one shown
