@@ -91,18 +91,16 @@ def evaluate(
     tta
         Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
     """
-    import json
-
     from rich.console import Console
 
     from isicdist.evaluate import evaluate as command
-    from isicdist.metrics.results import SUMMARY_NAME, show
+    from isicdist.metrics.results import show
 
     result = command(checkpoint, data, split, metadata=metadata, tta=tta)
     if result is None:  # a process that is not the main one
         return
-    _, out = result
-    show(json.loads((out / SUMMARY_NAME).read_text()), Console())
+    results, out = result
+    show(results.summary, Console())
     Console().print(f"written to {out}", soft_wrap=True)
 
 

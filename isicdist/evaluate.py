@@ -1,4 +1,4 @@
-"""Scoring a model on a split: every image once, on however many processes, into one exact summary."""
+"""Evaluation of a model on a split: every image once, on any number of processes, reduced to one exact summary."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
 from isicdist.errors import CheckpointError, StoppedError
 from isicdist.metrics.dice import DEFAULT_THRESHOLD, DiceReduction, DiceSummary
+from isicdist.metrics.examples import EXAMPLES_FOLDER, select_examples, write_examples
 from isicdist.metrics.original import OriginalReduction, has_originals
 from isicdist.metrics.results import Results, Subgroups, ThresholdScores
 from isicdist.metrics.thresholds import ThresholdReduction
+from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.segmenter import load_model
 from shards import format
@@ -34,14 +36,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Predictor = Callable[[Tensor], Tensor]
-"""Gives probabilities (B, 1, H, W) float32 of images (B, 3, H, W) uint8."""
+"""Function that returns probabilities (B, 1, H, W) float32 in [0, 1] for images (B, 3, H, W) uint8."""
 
 
-class Counter(Protocol):
-    """Something that counts each batch beside `DiceReduction`, with the same call."""
+class Metric(Protocol):
+    """Metric that accumulates batches, such as `DiceReduction`; it ignores the arguments that it does not need."""
 
     def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Count one batch: probs and masks (B, 1, H, W), sample numbers (B,), places that hold an image (B,)."""
+        """Count one batch: probs and masks (B, 1, H, W), indices of samples (B,), slots that hold one (B,) bool."""
         ...
 
 
@@ -54,28 +56,28 @@ def score(
     micro_size: int = 16,
     workers: int = 2,
     progress: Progress | None = None,
-    beside: Sequence[Counter] = (),
+    metrics: Sequence[Metric] = (),
     decoded: DecodedCache | None = None,
 ) -> DiceSummary:
-    """The exact scores at 0.5 and the network's resolution; every rank calls it and gets the same.
+    """Compute the exact scores at 0.5 and the network's resolution. Every rank must call it; all get the same.
 
-    `micro_size`: images of one forward pass. `beside`: what else is to see every batch; the caller reduces it.
-    `decoded`: where the samples of `split` are kept.
+    `micro_size`: images of one forward pass on one rank. `workers`: decoding threads of this rank. `metrics`: further
+    metrics to update with every batch; the caller reduces them. `decoded`: cache of the decoded samples of `split`.
+    Raises ShardSetError for data that cannot be read, ValueError when `predictor` returns logits.
     """
     world = accelerator.num_processes
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
-    reduction = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
+    dice = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
     rank, device = accelerator.process_index, accelerator.device
     with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
         task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
         for batch in stream.sequential_pass():
             probs = predictor(batch.images)
-            numbers, valid = torch.from_numpy(batch.indices), torch.from_numpy(batch.valid)
-            for counter in (reduction, *beside):
-                counter.update(probs, batch.masks, numbers, valid)
+            for metric in (dice, *metrics):
+                metric.update(probs, batch.masks, batch.ids, batch.valid)
             if progress and task is not None:
                 progress.advance(task, batch.step_samples)
-    return reduction.reduce(accelerator)
+    return dice.reduce(accelerator)
 
 
 def validate(
@@ -84,60 +86,74 @@ def validate(
     accelerator: Accelerator,
     *,
     micro_size: int,
+    workers: int = 2,
     decoded: DecodedCache | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[DiceSummary, float]:
-    """The scores at 0.5, and the threshold of the highest pooled Dice; every rank calls it and gets the same.
+    """Evaluate a network in training: the scores at 0.5, and the threshold of the highest pooled Dice.
 
-    `network` gives logits of normalised images; it is put in evaluation mode. `decoded`: where the samples of `split`
-    are kept.
-    Raises StoppedError on every rank when `stop`, asked before each batch and with the same answer on all, says so.
+    Every rank must call it; all get the same. `network` maps normalised images to logits; it is put in evaluation mode.
+    `micro_size`, `workers` and `decoded` are those of `score`.
+    Raises StoppedError on every rank when `stop`, called before each batch, returns True (on all ranks alike).
     """
 
-    def predictor(images: Tensor) -> Tensor:
+    def predict_unless_stopped(images: Tensor) -> Tensor:
         if stop():
             raise StoppedError(f"stopped in the middle of an evaluation of {split.name}")
         return network(normalise(to_unit(images))).float().sigmoid()
 
     thresholds = ThresholdReduction(accelerator.device)
     network.eval()
-    summary = score(predictor, split, accelerator, micro_size=micro_size, beside=[thresholds], decoded=decoded)
+    summary = score(
+        predict_unless_stopped,
+        split,
+        accelerator,
+        micro_size=micro_size,
+        workers=workers,
+        metrics=[thresholds],
+        decoded=decoded,
+    )
     return summary, thresholds.reduce(accelerator).best_threshold
 
 
 @raise_on_lost_rank()
 def evaluate(
     checkpoint: Path, data: str, split_name: str, *, metadata: str | None = None, tta: Tta = "off"
-) -> tuple[DiceSummary, Path] | None:
-    """Score RUN/best on a split and write RUN/evaluation/<split>/; None on all ranks but the main one.
+) -> tuple[Results, Path] | None:
+    """Score RUN/best on a split and write RUN/evaluation/<split>/.
 
-    The summary is of 0.5 and the network's resolution; all the others are written.
-    Scores are taken at 0.5 and at the model's own threshold, at the network's resolution and, where the split
-    carries the original masks, at the original one. `metadata`: FILE.csv:COLUMN, whose values the images are told
-    apart by. `tta`: which mirrored and turned copies the probabilities are the mean of.
+    Returns the results and that folder; None on all ranks but the main one. Scores are computed at 0.5 and at the
+    model's own threshold, at the network's resolution and, where the split carries the original masks, at the original
+    one. `metadata`: FILE.csv:COLUMN; the images of each value are scored as a subgroup, too. `tta`: test-time
+    augmentation that the probabilities are averaged over.
+    Raises CheckpointError for a model that is missing, damaged, trained on another size or that outputs NaN,
+    ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for another mistake of the user.
     """
-    accelerator = launch.start()
+    accelerator = launch.start(probe_cpu=faster_cpu_precision)
     model = load_model(checkpoint)
-    split = _open_split(data, split_name, model.view[1], checkpoint)
+    split = _open_split(data, split_name, model.input_spec.size, checkpoint)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     model.network = accelerator.prepare_model(model.network, evaluation_mode=True)
     predictor = functools.partial(model, tta=tta)
-    own = DiceReduction(expected=len(split), threshold=model.threshold)
+    thresholds, workers = (DEFAULT_THRESHOLD, model.threshold), launch.worker_threads()
+    tuned = DiceReduction(expected=len(split), threshold=model.threshold)
     curve = ThresholdReduction(accelerator.device)
     with ExitStack() as opened:
         progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
         original = None
         if has_originals(split):
-            original = opened.enter_context(OriginalReduction(split, thresholds=(DEFAULT_THRESHOLD, model.threshold)))
-        beside = [own, curve, original] if original else [own, curve]
-        network = score(predictor, split, accelerator, progress=progress, beside=beside)
-        at_half, at_own = original.reduce(accelerator) if original else (None, None)
+            original = opened.enter_context(OriginalReduction(split, thresholds=thresholds, workers=workers))
+        metrics = [tuned, curve, original] if original else [tuned, curve]
+        network = score(predictor, split, accelerator, workers=workers, progress=progress, metrics=metrics)
+        original_default, original_tuned = original.reduce(accelerator) if original else (None, None)
         results = Results(
             split=split,
-            step=model.card["step"],
+            step=model.metadata.step,
             tta=tta,
-            half=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=at_half),
-            own=ThresholdScores(threshold=model.threshold, network=own.reduce(accelerator), original=at_own),
+            at_default=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=original_default),
+            at_tuned=ThresholdScores(
+                threshold=model.threshold, network=tuned.reduce(accelerator), original=original_tuned
+            ),
             curve=curve.reduce(accelerator),
             subgroups=subgroups,
         )
@@ -152,14 +168,16 @@ def evaluate(
     run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
     out = run / "evaluation" / split_name
     results.write(out)
+    examples = select_examples(predictor, results, accelerator.device)
+    write_examples(examples, out / EXAMPLES_FOLDER)
     from isicdist.metrics.figures import draw_examples
 
-    draw_examples(predictor, results, out / "examples.png", accelerator.device)
-    return network, out
+    draw_examples(examples, out / "examples.png")
+    return results, out
 
 
 def _open_split(data: str, name: str, size: int, checkpoint: Path) -> Split:
-    """The split, when it can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
+    """Open a split that can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
     shards = ShardSet.open(data)
     split = shards.split(name)
     if shards.size != size:

@@ -1,7 +1,7 @@
-"""Scores at each image's original resolution, as the ISIC 2018 challenge takes them: counted on threads.
+"""Scores at each image's original resolution, as the ISIC 2018 challenge computes them: counted on threads.
 
-While the network works on the next batch, threads bring the probabilities of the last ones back to the size of
-the photograph (undoing the fit), cut them at the thresholds and compare them with the original mask.
+While the network works on the next batch, threads resize the probabilities of the batches before it to the size of
+the photograph, cut them at the thresholds and compare them with the original mask.
 """
 
 from __future__ import annotations
@@ -23,27 +23,31 @@ from shards.reader import Split
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WAITING = 64
-"""Images that may wait for a thread: more would only fill the memory."""
+MAX_PENDING = 64
+"""Images whose count may be pending; then `update` waits for a thread, which bounds the memory."""
 
 Row = tuple[int, int, int, int]
 """id, TP, FP, FN of one image."""
 
 
 def has_originals(split: Split) -> bool:
-    """Whether every sample of the split carries its mask at the original resolution."""
+    """Return True if every sample of the split carries its mask at the original resolution."""
     return bool((split.table["size"][:, format.ORIGINAL] > 0).all())
 
 
 class OriginalReduction:
-    """What `DiceReduction` is, at the original resolution. Use it as a context manager: it owns threads."""
+    """Metric like `DiceReduction`, at the original resolution. Use it as a context manager: it owns threads."""
 
     def __init__(self, split: Split, *, thresholds: Sequence[float], workers: int = 2) -> None:
-        """`split` must carry original masks (`has_originals`). `thresholds`: of the probability; each is counted."""
+        """Start with no image.
+
+        `split` must carry original masks (`has_originals`). `thresholds`: of the probability; each is counted.
+        `workers`: threads.
+        """
         self.split, self.thresholds = split, thresholds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="restore")
-        self._counting: deque[Future[list[Row]]] = deque()
-        self._rows: list[list[Row]] = []
+        self._pending: deque[Future[list[Row]]] = deque()
+        self._rows: list[list[Row]] = []  # per image, a row for each threshold
 
     def __enter__(self) -> Self:
         return self
@@ -52,38 +56,43 @@ class OriginalReduction:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Hand one batch to the threads: probs (B, 1, H, W), sample numbers (B,), places that hold one (B,).
+        """Hand one batch to the threads: probs (B, 1, H, W), indices of samples (B,), slots that hold one (B,) bool.
 
-        `masks` is not used: the original ones are read from the split.
+        `masks` are there for the metrics at the network's resolution: here the original masks are read from the split.
         """
-        for number, prob, is_image in zip(ids.tolist(), probs[:, 0].cpu().numpy(), valid.tolist(), strict=True):
+        for index, prob, is_image in zip(ids.tolist(), probs[:, 0].cpu().numpy(), valid.tolist(), strict=True):
             if is_image:
-                self._counting.append(self._pool.submit(self._count, number, prob))
-        self._collect(WAITING)
+                self._pending.append(self._pool.submit(self._count, index, prob))
+        self._collect_until(MAX_PENDING)
 
     def reduce(self, accelerator: Accelerator) -> list[DiceSummary]:
-        """The summary of each threshold over all ranks, as `DiceReduction.reduce` gives it; every rank must call."""
-        self._collect(0)
-        summaries = []
-        for place, threshold in enumerate(self.thresholds):
-            reduction = DiceReduction(expected=len(self.split), threshold=threshold)
-            rows = [rows[place] for rows in self._rows]
-            reduction.add(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
-            summaries.append(reduction.reduce(accelerator))
-        return summaries
+        """Compute the summary of each threshold over all ranks, as `DiceReduction.reduce`; every rank must call it.
 
-    def _collect(self, waiting: int) -> None:
-        while len(self._counting) > waiting:
-            self._rows.append(self._counting.popleft().result())
+        Raises CorruptShardError when an original mask does not decode.
+        """
+        self._collect_until(0)
+        return [self._reduce_one(column, accelerator) for column in range(len(self.thresholds))]
 
-    def _count(self, number: int, prob: np.ndarray) -> list[Row]:
-        restored = ResizePlan.from_json(self.split.meta(number)["fit"]).restore(prob)
-        truth = self.split.original_mask(number)
+    def _reduce_one(self, column: int, accelerator: Accelerator) -> DiceSummary:
+        reduction = DiceReduction(expected=len(self.split), threshold=self.thresholds[column])
+        rows = [rows[column] for rows in self._rows]
+        reduction.add(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+        return reduction.reduce(accelerator)
+
+    def _collect_until(self, pending: int) -> None:
+        """Wait for threads until at most `pending` images are pending."""
+        while len(self._pending) > pending:
+            self._rows.append(self._pending.popleft().result())
+
+    def _count(self, index: int, prob: np.ndarray) -> list[Row]:
+        """Count one image at every threshold: `prob` (H, W) float32 at the network's resolution."""
+        restored = ResizePlan.from_json(self.split.meta(index)["fit"]).restore(prob)
+        truth = self.split.original_mask(index)
         assert truth is not None, "the split carries no original masks"
         lesion = truth.astype(bool)  # (H, W)
-        area, rows = int(np.count_nonzero(lesion)), []
+        area, rows = int(np.count_nonzero(lesion)), list[Row]()
         for threshold in self.thresholds:
             prediction = restored > threshold
             tp = int(np.count_nonzero(prediction & lesion))
-            rows.append((number, tp, int(np.count_nonzero(prediction)) - tp, area - tp))
+            rows.append((index, tp, int(np.count_nonzero(prediction)) - tp, area - tp))
         return rows

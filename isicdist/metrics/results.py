@@ -1,9 +1,9 @@
-"""What an evaluation comes to: scores with their intervals and subgroups, as files and as tables to read."""
+"""Results of an evaluation: the files summary.json, per_image.csv and thresholds.csv, and tables for the terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from isicdist.config import Tta
-from isicdist.metrics.bootstrap import NAMES, bootstrap_intervals
-from isicdist.metrics.dice import DiceSummary, per_image_scores
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores, per_image_scores
+from isicdist.metrics.summary import (
+    SUMMARY_NAME,
+    AreaScores,
+    EvaluationSummary,
+    ResolutionScores,
+    SubgroupScores,
+    SubgroupSummary,
+    ThresholdSummary,
+)
 from isicdist.metrics.thresholds import ThresholdCurve
 from shards.errors import UsageError
 from shards.files import write_file
@@ -23,24 +31,24 @@ from shards.geometry import ResizePlan
 from shards.reader import Split
 from shards.tables import csv_bytes, read_column_of
 
-SUMMARY_NAME, PER_IMAGE_NAME, THRESHOLDS_NAME = "summary.json", "per_image.csv", "thresholds.csv"
-RESOLUTIONS = ("network_resolution", "original_resolution")
+PER_IMAGE_NAME, THRESHOLDS_NAME = "per_image.csv", "thresholds.csv"
+LESION_AREA_PARTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subgroups:
-    """What a column of a table says of the images."""
+    """One column of a metadata table, by which images are scored in subgroups."""
 
     column: str
-    """The column's name."""
+    """Name of the column."""
     values: Mapping[str, str]
-    """Its value by image key; images it does not name have the value ""."""
+    """Its value by image key; images that the table does not name have the value ""."""
 
     @classmethod
     def read(cls, spec: str, split: Split) -> Self:
-        """The subgroups of FILE.csv:COLUMN. Raises UsageError when it is not there, or names no image of the split."""
+        """Read FILE.csv:COLUMN. Raises UsageError when it is not there, or names no image of the split."""
         column, values = read_column_of(spec, "--metadata", "sex")
-        if not any(split.key(number) in values for number in range(len(split))):
+        if not any(split.key(index) in values for index in range(len(split))):
             raise UsageError(f"--metadata {spec}: it names none of the images; is it another set's table?")
         return cls(column=column, values=values)
 
@@ -50,7 +58,7 @@ class ThresholdScores:
     """The counts of one model on one split at one threshold."""
 
     threshold: float
-    """Of the probability: above it a pixel is lesion."""
+    """Threshold of the probability: above it a pixel is lesion."""
     network: DiceSummary
     """At the size the network sees."""
     original: DiceSummary | None
@@ -61,153 +69,147 @@ class ThresholdScores:
         """At the original size where there is one, else at the network's."""
         return self.original or self.network
 
-    def summary(self, digest: str) -> dict[str, Any]:
-        """The scores with their intervals by resolution; `digest` is the shard set's."""
-        blocks = {
-            name: {**found.scores(), "interval_95": bootstrap_intervals(found.rows, digest)} if found else None
-            for name, found in zip(RESOLUTIONS, (self.network, self.original), strict=True)
-        }
-        return {"threshold": self.threshold, **blocks}
+    def summary(self, digest: str) -> ThresholdSummary:
+        """Add the confidence intervals; `digest` is the shard set's."""
+        return ThresholdSummary(
+            threshold=self.threshold,
+            network=ResolutionScores.of(self.network, digest),
+            original=ResolutionScores.of(self.original, digest) if self.original else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What one model comes to on one split."""
+    """All counts of one model on one split, from which the files of an evaluation are made."""
 
     split: Split
     step: int
-    """The step the model is of."""
+    """Step of the training run that the model is of."""
     tta: Tta
-    """Which mirrored and turned copies the probabilities are the mean of."""
-    half: ThresholdScores
+    """Test-time augmentation that the probabilities are averaged over."""
+    at_default: ThresholdScores
     """At 0.5, the threshold that models are compared at."""
-    own: ThresholdScores
-    """At the model's own threshold, chosen on the validation split: the masks that a prediction draws."""
+    at_tuned: ThresholdScores
+    """At the model's own threshold, tuned on the validation split: that of the masks that a prediction draws."""
     curve: ThresholdCurve
     """At every threshold, pixels pooled, at the size the network sees."""
     subgroups: Subgroups | None = None
-    """What else the images are told apart by."""
 
     @cached_property
     def original_sizes(self) -> np.ndarray:
         """(height, width) of each original in pixels, int64 (n, 2), in the order of the rows."""
-        numbers = self.own.network.rows[:, 0].tolist()
-        return np.array([ResizePlan.from_json(self.split.meta(number)["fit"]).original for number in numbers])
+        indices = self.at_tuned.network.rows[:, 0].tolist()
+        return np.array([ResizePlan.from_json(self.split.meta(index)["fit"]).original for index in indices])
 
     @cached_property
     def lesion_areas(self) -> np.ndarray:
         """Share of each image that is lesion, 0 to 1, float64 (n,): of the original where its mask is there."""
-        lesion = self.own.finest.rows[:, [1, 3]].sum(axis=1)
-        if self.own.original:
+        lesion = self.at_tuned.finest.rows[:, [1, 3]].sum(axis=1)  # TP + FN
+        if self.at_tuned.original:
             return lesion / self.original_sizes.prod(axis=1)
         assert self.split.size is not None
         return lesion / self.split.size**2
 
-    def summary(self) -> dict[str, Any]:
-        """What summary.json holds. The scores at the top are those at 0.5 and the network's resolution."""
-        return {
-            "split": self.split.name,
-            "data_digest": self.split.digest,
-            "resolution": self.split.size,
-            "model_step": self.step,
-            "tta": self.tta,
-            **self.half.network.scores(),
-            **self.half.summary(self.split.digest),
-            "own_threshold": self.own.summary(self.split.digest),
-            "thresholds": self.curve.summary(),
-            "lesion_area_quartiles": list(self._quartiles()),
-            "subgroups": self._by_value(self.subgroups) if self.subgroups else None,
-        }
+    @cached_property
+    def summary(self) -> EvaluationSummary:
+        """The scores of summary.json; the bootstrap of the confidence intervals takes seconds."""
+        return EvaluationSummary(
+            split=self.split.name,
+            data_digest=self.split.digest,
+            resolution=self.split.size,
+            model_step=self.step,
+            tta=self.tta,
+            at_default=self.at_default.summary(self.split.digest),
+            at_tuned=self.at_tuned.summary(self.split.digest),
+            thresholds=self.curve.summary(),
+            lesion_area_quartiles=tuple(self._by_lesion_area()),
+            subgroups=self._by_value(self.subgroups) if self.subgroups else None,
+        )
 
     def write(self, out: Path) -> None:
         """Write summary.json, per_image.csv and thresholds.csv into the folder `out`."""
         out.mkdir(parents=True, exist_ok=True)
         _write_csv(out / PER_IMAGE_NAME, self._per_image())
         _write_csv(out / THRESHOLDS_NAME, self.curve.table())
-        write_file(out / SUMMARY_NAME, json.dumps(self.summary(), indent=1).encode() + b"\n")
+        write_file(out / SUMMARY_NAME, json.dumps(self.summary.to_json(), indent=1).encode() + b"\n")
 
-    def _quartiles(self) -> Iterable[dict[str, Any]]:
-        """The images in four parts of (nearly) the same number, from the smallest lesions to the largest."""
-        rows = self.own.finest.rows
-        for part in np.array_split(np.argsort(self.lesion_areas, kind="stable"), 4):
+    def _by_lesion_area(self) -> Iterable[AreaScores]:
+        """Score the images in four parts of (nearly) the same number, from the smallest lesions to the largest."""
+        rows = self.at_tuned.finest.rows
+        for part in np.array_split(np.argsort(self.lesion_areas, kind="stable"), LESION_AREA_PARTS):
             if len(part):
                 areas = self.lesion_areas[part]
                 scores = DiceSummary.of(rows[part]).scores()
-                yield {"least_area": float(areas[0]), "largest_area": float(areas[-1]), **scores}
+                yield AreaScores(least_area=float(areas[0]), largest_area=float(areas[-1]), **scores)
 
-    def _by_value(self, subgroups: Subgroups) -> dict[str, Any]:
-        rows = self.own.finest.rows
-        values = np.array([subgroups.values.get(self.split.key(number), "") for number in rows[:, 0].tolist()])
+    def _by_value(self, subgroups: Subgroups) -> SubgroupSummary:
+        """Score the images of each value of the subgroup column."""
+        rows = self.at_tuned.finest.rows
+        values = np.array([subgroups.values.get(self.split.key(index), "") for index in rows[:, 0].tolist()])
         groups = [
-            {"value": str(value), **DiceSummary.of(rows[values == value]).scores()} for value in np.unique(values)
+            SubgroupScores(value=str(value), **DiceSummary.of(rows[values == value]).scores())
+            for value in np.unique(values)
         ]
-        return {"column": subgroups.column, "groups": groups}
+        return SubgroupSummary(column=subgroups.column, groups=tuple(groups))
 
     def _per_image(self) -> list[dict[str, Any]]:
+        """Return the rows of per_image.csv, in the order of the split."""
         columns = {
-            "id": [self.split.key(number) for number in self.own.network.rows[:, 0].tolist()],
+            "id": [self.split.key(index) for index in self.at_tuned.network.rows[:, 0].tolist()],
             "original_height": self.original_sizes[:, 0].tolist(),
             "original_width": self.original_sizes[:, 1].tolist(),
             "lesion_area": self.lesion_areas.tolist(),
         }
-        for scored, prefix in ((self.half, ""), (self.own, "own_threshold_")):
-            columns |= _columns(scored.network, prefix)
-            if scored.original:
-                columns |= _columns(scored.original, f"{prefix}original_")
+        for scores, prefix in ((self.at_default, ""), (self.at_tuned, "tuned_threshold_")):
+            columns |= _columns(scores.network, prefix)
+            if scores.original:
+                columns |= _columns(scores.original, f"{prefix}original_")
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def show(summary: dict[str, Any], console: Console) -> None:
-    """Print what `Results.summary` gave: scores with intervals, lesion areas, thresholds."""
-    own = summary["own_threshold"]
-    table = Table(title=f"{summary['split']}: {summary['n']} images, 95 % bootstrap interval over images")
+def show(summary: EvaluationSummary, console: Console) -> None:
+    """Print an evaluation: scores with confidence intervals, scores by lesion area and subgroup, thresholds."""
+    table = Table(title=f"{summary.split}: {summary.n} images, 95 % bootstrap confidence interval over images")
     table.add_column("score")
-    shown = [name for name in RESOLUTIONS if summary[name]]
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
-    for scored in by_threshold(summary):
+    for resolution in summary.at_default.by_resolution():
+        table.add_column(f"{resolution} resolution", justify="right")
+    for scored in summary.by_threshold():
         table.add_section()
-        table.add_row(f"threshold {scored['threshold']:.4g}", style="bold")
-        for score in NAMES:
-            table.add_row(score.replace("_", " "), *(_with_interval(scored[name], score) for name in shown))
+        table.add_row(f"threshold {scored.threshold:.4g}", style="bold")
+        for name in SCORE_NAMES:
+            cells = (_with_interval(scores, name) for scores in scored.by_resolution().values())
+            table.add_row(name.replace("_", " "), *cells)
     console.print(table)
 
-    where = f"{shown[-1].replace('_', ' ')}, threshold {own['threshold']:.4g}"
-    areas = [
-        (f"{part['least_area']:.1%} to {part['largest_area']:.1%}", part) for part in summary["lesion_area_quartiles"]
-    ]
-    console.print(_group_table("lesion area", areas, where))
-    if summary["subgroups"]:
-        values = [(part["value"] or "(none)", part) for part in summary["subgroups"]["groups"]]
-        console.print(_group_table(summary["subgroups"]["column"], values, where))
+    finest = list(summary.at_tuned.by_resolution())[-1]
+    setting = f"{finest} resolution, threshold {summary.at_tuned.threshold:.4g}"
+    areas = [(f"{part.least_area:.1%} to {part.largest_area:.1%}", part) for part in summary.lesion_area_quartiles]
+    console.print(_group_table("lesion area", areas, setting))
+    if summary.subgroups:
+        groups = [(group.value or "(none)", group) for group in summary.subgroups.groups]
+        console.print(_group_table(summary.subgroups.column, groups, setting))
 
-    curve = summary["thresholds"]
+    curve = summary.thresholds
     console.print(
-        f"the model's own threshold is {own['threshold']:.4g}; here pooled Dice is best at "
-        f"{curve['best_threshold']:.4g} ({curve['best_pooled_dice']:.4f}); average precision "
-        f"{curve['average_precision']:.4f}, calibration error {curve['calibration_error']:.4f}",
+        f"the model's own threshold is {summary.at_tuned.threshold:.4g}; here pooled Dice is best at "
+        f"{curve.best_threshold:.4g} ({curve.best_pooled_dice:.4f}); average precision "
+        f"{curve.average_precision:.4f}, calibration error {curve.calibration_error:.4f}",
         soft_wrap=True,
     )
 
 
-def by_threshold(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The scores of a summary at 0.5 and at the model's own threshold; once where the two are the same."""
-    own = summary["own_threshold"]
-    return [summary] if own["threshold"] == summary["threshold"] else [summary, own]
-
-
-def _group_table(what: str, groups: list[tuple[str, dict[str, Any]]], where: str) -> Table:
-    table = Table(title=f"By {what}, {where}")
-    for name in (what, "n", *NAMES):
+def _group_table(grouped_by: str, groups: Sequence[tuple[str, Scores]], setting: str) -> Table:
+    table = Table(title=f"By {grouped_by}, {setting}")
+    for name in (grouped_by, "n", *SCORE_NAMES):
         table.add_column(name.replace("_", "\n"), justify="right")
     for label, scores in groups:
-        table.add_row(label, str(scores["n"]), *(f"{scores[name]:.4f}" for name in NAMES))
+        table.add_row(label, str(scores.n), *(f"{getattr(scores, name):.4f}" for name in SCORE_NAMES))
     return table
 
 
-def _with_interval(scores: dict[str, Any], name: str) -> str:
-    low, high = scores["interval_95"][name]
-    return f"{scores[name]:.4f} ({low:.4f} to {high:.4f})"
+def _with_interval(scores: ResolutionScores, name: str) -> str:
+    low, high = scores.interval_95[name]
+    return f"{getattr(scores, name):.4f} ({low:.4f} to {high:.4f})"
 
 
 def _columns(summary: DiceSummary, prefix: str) -> dict[str, list[Any]]:

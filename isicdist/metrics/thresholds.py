@@ -1,4 +1,4 @@
-"""Every threshold from one pass: two histograms of the probability, on the lesion and off it.
+"""Scores at every threshold from one pass (precision-recall curve, calibration): two histograms of the probability.
 
 A pixel of probability p is in bin k where k/256 < p <= (k+1)/256 (0 is in bin 0), so the pixels above the threshold
 k/256 are exactly those of bin k and beyond: p times 256 is exact in float32, and so is the bin.
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isicdist.metrics.dice import dice_of, jaccard_of, ratio
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -21,28 +23,39 @@ BINS = 256
 
 
 class ThresholdReduction:
-    """Collects the histograms of the images on its rank, then sums them over all ranks once."""
+    """Metric that collects the histograms of the images on its rank, then sums them over all ranks once."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        # Off the lesion, on it; place k + 1 is bin k, place 0 what is not a number.
+        """Start with no image; `device` is that of the batches."""
+        # Row 0: pixels off the lesion, row 1: on it. Column k + 1 is bin k, column 0 counts NaN.
         self._counts = torch.zeros((2, BINS + 1), dtype=torch.int64, device=device)
 
     def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Count the pixels of one batch: probs and masks (B, 1, H, W), places that hold an image (B,) bool.
+        """Count the pixels of one batch: probs and masks (B, 1, H, W), slots that hold an image (B,) bool.
 
-        `ids` is not used: pixels are pooled.
+        `ids` is there for the metrics that count per image: here all pixels are pooled.
         """
         probs, masks = probs[valid], masks[valid]
-        places = (probs.float() * BINS).ceil_().clamp_(min=1)  # in place: this is most of what counting costs
-        places = places.nan_to_num_(nan=0).add_(masks > 0.5, alpha=BINS + 1)
-        self._counts += torch.bincount(places.flatten().int(), minlength=2 * (BINS + 1)).view(2, BINS + 1)
+        columns = (probs.float() * BINS).ceil_().clamp_(min=1)  # in place: this is most of what counting costs
+        columns = columns.nan_to_num_(nan=0).add_(masks > 0.5, alpha=BINS + 1)
+        self._counts += torch.bincount(columns.flatten().int(), minlength=2 * (BINS + 1)).view(2, BINS + 1)
 
     def reduce(self, accelerator: Accelerator) -> ThresholdCurve:
-        """The curve over all ranks, the same on each. Every rank must call it, images or not."""
+        """Compute the curve over all ranks, the same on each. Every rank must call it, with images or without."""
         counts = torch.as_tensor(accelerator.reduce(self._counts, "sum")).cpu().numpy()
         bins, undefined = counts[:, 1:].copy(), counts[:, 0]
         bins[:, 0] += undefined
         return ThresholdCurve(on=bins[1], off=bins[0], undefined=int(undefined.sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSummary:
+    """The numbers of one curve, each in [0, 1]; see the properties of `ThresholdCurve`."""
+
+    best_threshold: float
+    best_pooled_dice: float
+    average_precision: float
+    calibration_error: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,66 +71,64 @@ class ThresholdCurve:
 
     @property
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """TP, FP, FN at each threshold, int64 (256,) each."""
+        """TP, FP and FN at each threshold, int64 (256,) each."""
         tp, fp = (np.cumsum(bins[::-1])[::-1] for bins in (self.on, self.off))
         return tp, fp, self.on.sum() - tp
 
     @property
     def dice(self) -> np.ndarray:
         """Pooled Dice at each threshold, float64 (256,); 1 where there is neither lesion nor prediction."""
-        tp, fp, fn = self.counts
-        return _share(2 * tp, 2 * tp + fp + fn)
+        return dice_of(*self.counts)
 
     @property
     def jaccard(self) -> np.ndarray:
         """Pooled Jaccard at each threshold, float64 (256,); 1 where there is neither lesion nor prediction."""
-        tp, fp, fn = self.counts
-        return _share(tp, tp + fp + fn)
+        return jaccard_of(*self.counts)
 
     @property
     def precision(self) -> np.ndarray:
         """Share of lesion in the prediction at each threshold, float64 (256,); 1 where nothing is predicted."""
         tp, fp, _ = self.counts
-        return _share(tp, tp + fp)
+        return ratio(tp, tp + fp)
 
     @property
     def recall(self) -> np.ndarray:
         """Share of the lesion that is predicted at each threshold, float64 (256,); 1 where there is no lesion."""
         tp, _, fn = self.counts
-        return _share(tp, tp + fn)
+        return ratio(tp, tp + fn)
 
     @property
     def best_threshold(self) -> float:
-        """The threshold of the highest pooled Dice, from 1/256 to 255/256; the nearest to 0.5 where several have it."""
+        """Threshold of the highest pooled Dice, from 1/256 to 255/256; of several, the nearest to 0.5."""
         dice = self.dice[1:]
         highest = 1 + np.flatnonzero(dice == dice.max())
         return int(min(highest, key=lambda k: abs(k - BINS // 2))) / BINS
 
     @property
     def average_precision(self) -> float:
-        """Area under precision over recall, as steps between the thresholds, over pixels; 1 without any lesion."""
+        """Area under the precision-recall curve over pixels, as steps between the thresholds; 1 without any lesion."""
         if not self.on.any():
             return 1.0
         return math.fsum(self.on * self.precision) / int(self.on.sum())
 
     @property
     def calibration_error(self) -> float:
-        """Mean over pixels of |share of lesion in the bin - the bin's middle|: exact to 1/512."""
+        """Expected calibration error: mean over pixels of |share of lesion in the bin - its middle|, exact to 1/512."""
         middles = (np.arange(BINS) + 0.5) / BINS
         total = int(self.on.sum() + self.off.sum())
         return math.fsum(np.abs(self.on - middles * (self.on + self.off))) / max(1, total)
 
-    def summary(self) -> dict[str, float]:
-        """What the curve comes to, by name."""
-        return {
-            "best_threshold": self.best_threshold,
-            "best_pooled_dice": float(self.dice[1:].max()),
-            "average_precision": self.average_precision,
-            "calibration_error": self.calibration_error,
-        }
+    def summary(self) -> CurveSummary:
+        """Reduce the curve to the four numbers of summary.json."""
+        return CurveSummary(
+            best_threshold=self.best_threshold,
+            best_pooled_dice=float(self.dice[1:].max()),
+            average_precision=self.average_precision,
+            calibration_error=self.calibration_error,
+        )
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per threshold: counts, scores, and the pixels and lesion share of the bin above it."""
+        """Return the rows of thresholds.csv, one per threshold: counts, scores, and the pixels of the bin above it."""
         columns = {
             "threshold": np.arange(BINS) / BINS,
             **dict(zip(("tp", "fp", "fn"), self.counts, strict=True)),
@@ -130,7 +141,3 @@ class ThresholdCurve:
         }
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)

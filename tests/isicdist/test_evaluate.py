@@ -1,4 +1,4 @@
-"""What an evaluation writes and prints: every score named, at both resolutions and thresholds."""
+"""Evaluation: scores at both resolutions and thresholds, as files (metrics.results), tables and figures."""
 
 from __future__ import annotations
 
@@ -21,27 +21,33 @@ from rich.console import Console
 from isicdist.config import ModelConfig, TrainConfig
 from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate, validate
-from isicdist.metrics import figures as pictures
-from isicdist.metrics.bootstrap import NAMES
-from isicdist.metrics.dice import DiceSummary, per_image_scores
-from isicdist.metrics.results import RESOLUTIONS, show
-from isicdist.network import best as best_model
+from isicdist.metrics import figures
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
+from isicdist.metrics.results import show
+from isicdist.metrics.summary import EvaluationSummary
+from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.segmenter import load_model
-from isicdist.train import build_model, model_metadata
+from isicdist.train import build_model
 from shards import format
 from shards.errors import ShardSetError, UsageError
 from shards.reader import ShardSet
 
 CONFIG = TrainConfig(seed=1, model=ModelConfig(base_channels=2))
-OWN = 110 / 256
-"""The model's threshold."""
+TUNED = 110 / 256
+"""Threshold of the model."""
+RESOLUTIONS = ("network_resolution", "original_resolution")
+
+
+def metadata_of(shard_set: Path, threshold: float = 0.5) -> ModelMetadata:
+    score = ValidationScore(mean_dice=0.5)
+    return ModelMetadata.of(CONFIG.model, ShardSet.open(shard_set), step=7, score=score, threshold=threshold)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shard_set: Path) -> Path:
     """A run whose best model is as it was initialised, scored on val (with original masks) and train (without)."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    best_model.save_best(path, build_model(CONFIG), model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5, OWN))
+    save_best(path, build_model(CONFIG), metadata_of(shard_set, threshold=TUNED))
     evaluate(path, str(shard_set), "val")
     evaluate(path, str(shard_set), "train")
     return path
@@ -57,34 +63,34 @@ def table_of(run: Path, name: str, split: str = "val") -> list[dict[str, str]]:
 
 
 def scores_of(block: dict[str, Any]) -> dict[str, Any]:
-    return {name: block[name] for name in ("n", *NAMES)}
+    return {name: block[name] for name in ("n", *SCORE_NAMES)}
 
 
 def test_both_thresholds_and_resolutions_are_named_with_n_and_intervals(run):
     record = summary_of(run)
-    own = record["own_threshold"]
-    assert (record["threshold"], own["threshold"]) == (0.5, OWN)
-    blocks = [scored[name] for scored in (record, own) for name in RESOLUTIONS]
+    tuned = record["tuned_threshold"]
+    assert (record["threshold"], tuned["threshold"]) == (0.5, TUNED)
+    blocks = [scored[name] for scored in (record, tuned) for name in RESOLUTIONS]
     for block in blocks:
         assert block["n"] == record["n"]
-        for name in NAMES:
+        for name in SCORE_NAMES:
             low, high = block["interval_95"][name]
             assert 0 <= low <= block[name] <= high <= 1
     assert scores_of(record["network_resolution"]) == scores_of(record)
     assert len({block["mean_dice"] for block in blocks}) == 4
-    for scored in (record, own):
+    for scored in (record, tuned):
         network, original = (scored[name]["mean_dice"] for name in RESOLUTIONS)
         assert original == pytest.approx(network, abs=0.02)
 
 
-@pytest.mark.parametrize("prefix", ["", "original_", "own_threshold_", "own_threshold_original_"])
+@pytest.mark.parametrize("prefix", ["", "original_", "tuned_threshold_", "tuned_threshold_original_"])
 def test_the_images_add_up_to_the_scores(run, shard_set, prefix):
     rows = table_of(run, "per_image.csv")
     split = ShardSet.open(shard_set).split("val")
     assert [row["id"] for row in rows] == [split.key(number) for number in range(len(split))]
     counts = np.array([[int(row[f"{prefix}{name}"]) for name in ("tp", "fp", "fn")] for row in rows])
     summary = DiceSummary.of(np.column_stack([np.arange(len(rows)), counts]))
-    record = summary_of(run)["own_threshold"] if prefix.startswith("own") else summary_of(run)
+    record = summary_of(run)["tuned_threshold"] if prefix.startswith("tuned") else summary_of(run)
     resolution = "original_resolution" if prefix.endswith("original_") else "network_resolution"
     assert scores_of(record[resolution]) == summary.scores()
     dice, jaccard = per_image_scores(summary.rows)
@@ -104,9 +110,10 @@ def test_the_images_are_scored_as_the_model_predicts_them(run, shard_set, tmp_pa
     copied = shutil.copytree(run / "best", tmp_path / "run" / "best").parent
     result = evaluate(copied, str(shard_set), "test", tta=tta)
     assert result is not None
-    summary, out = result
+    results, out = result
     assert out == copied / "evaluation" / "test"
     record = json.loads((out / "summary.json").read_text())
+    assert EvaluationSummary.from_json(record) == results.summary
     assert (record["tta"], record["model_step"], record["resolution"]) == (tta, 7, 64)
     split, model = ShardSet.open(shard_set).split("test"), load_model(copied)
     assert (record["data_digest"], record["n"]) == (split.digest, len(split))
@@ -114,7 +121,7 @@ def test_the_images_are_scored_as_the_model_predicts_them(run, shard_set, tmp_pa
     with torch.inference_mode():
         predicted = (model(images, tta)[:, 0] > 0.5).sum(dim=(1, 2)).numpy()
     # A batch of another size may round otherwise.
-    np.testing.assert_allclose(summary.rows[:, 1:3].sum(axis=1), predicted, atol=4)
+    np.testing.assert_allclose(results.at_default.network.rows[:, 1:3].sum(axis=1), predicted, atol=4)
 
 
 def test_the_quartiles_hold_every_image_once_from_small_to_large(run):
@@ -124,7 +131,9 @@ def test_the_quartiles_hold_every_image_once_from_small_to_large(run):
     start = 0
     for part in quartiles:
         group = rows[start : start + part["n"]]
-        assert part["mean_dice"] == pytest.approx(np.mean([float(row["own_threshold_original_dice"]) for row in group]))
+        assert part["mean_dice"] == pytest.approx(
+            np.mean([float(row["tuned_threshold_original_dice"]) for row in group])
+        )
         assert part["least_area"] == float(group[0]["lesion_area"])
         assert part["largest_area"] == float(group[-1]["lesion_area"])
         start += part["n"]
@@ -153,10 +162,10 @@ def test_a_split_without_original_masks_has_the_networks_scores_alone(run):
 def test_the_tables_show_what_was_written(run, split, columns):
     text = io.StringIO()
     record = summary_of(run, split)
-    show(record, Console(file=text, width=80))
+    show(EvaluationSummary.from_json(record), Console(file=text, width=80))
     lines = text.getvalue().splitlines()
     official = [line for line in lines if "thresholded jaccard" in line]
-    for line, scored in zip(official, (record, record["own_threshold"]), strict=True):
+    for line, scored in zip(official, (record, record["tuned_threshold"]), strict=True):
         score = scored["network_resolution"]
         low, high = score["interval_95"]["thresholded_jaccard"]
         assert f"{score['thresholded_jaccard']:.4f} ({low:.4f} to {high:.4f})" in line
@@ -168,7 +177,8 @@ def test_the_tables_show_what_was_written(run, split, columns):
 def test_a_model_whose_threshold_is_a_half_shows_its_scores_once(run):
     record = summary_of(run)
     text = io.StringIO()
-    show({**record, "own_threshold": {name: record[name] for name in ("threshold", *RESOLUTIONS)}}, Console(file=text))
+    same = {**record, "tuned_threshold": {name: record[name] for name in ("threshold", *RESOLUTIONS)}}
+    show(EvaluationSummary.from_json(same), Console(file=text))
     assert text.getvalue().count("thresholded jaccard") == 1
 
 
@@ -181,18 +191,19 @@ def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, sha
     assert threshold == record["thresholds"]["best_threshold"]
 
 
-def test_the_worst_the_median_and_the_best_images_are_drawn(run, shard_set, monkeypatch):
+def test_the_worst_the_median_and_the_best_images_are_drawn_with_both_outlines(run, shard_set, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, out: drawn.append(figure))
+    monkeypatch.setattr(figures, "_save", lambda figure, out: drawn.append(figure))
     evaluate(run, str(shard_set), "val")
-    rows = sorted(table_of(run, "per_image.csv"), key=lambda row: float(row["own_threshold_original_dice"]))
+    rows = sorted(table_of(run, "per_image.csv"), key=lambda row: float(row["tuned_threshold_original_dice"]))
     shown = {axis.get_title().split("\n")[0] for axis in drawn[0].axes}
     worst, best = ({row["id"] for row in part} for part in (rows[:2], rows[-2:]))
     assert worst | best <= shown
     assert rows[len(rows) // 2]["id"] in shown
     assert [axis.get_ylabel() for axis in drawn[0].axes if axis.get_ylabel()] == ["worst", "median", "best"]
-    colours = [to_hex(lines.get_edgecolor()[0]) for lines in drawn[0].axes[0].collections]
-    assert colours == [pictures.TRUTH, pictures.PREDICTION]
+    _, *outlines = (layer.get_array() for layer in drawn[0].axes[0].images)  # (H, W, 4) RGBA over the image
+    colours = [{to_hex(colour) for colour in layer[layer[..., 3] > 0]} for layer in outlines]
+    assert colours == [{figures.TRUTH}, {figures.PREDICTION}]
 
 
 def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
@@ -205,11 +216,13 @@ def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
     assert found["column"] == "sex"
     assert [group["value"] for group in found["groups"]] == ["", "female", "male"]
     for group in found["groups"]:
-        dice = [float(row["own_threshold_original_dice"]) for row in rows if sexes.get(row["id"], "") == group["value"]]
+        dice = [
+            float(row["tuned_threshold_original_dice"]) for row in rows if sexes.get(row["id"], "") == group["value"]
+        ]
         assert group["n"] == len(dice)
         assert group["mean_dice"] == pytest.approx(np.mean(dice))
     text = io.StringIO()
-    show(summary_of(run), Console(file=text, width=120))
+    show(EvaluationSummary.from_json(summary_of(run)), Console(file=text, width=120))
     assert "(none)" in text.getvalue()
 
     with pytest.raises(UsageError, match=r"write FILE\.csv:COLUMN"):
@@ -271,7 +284,7 @@ def test_a_network_that_overflows_is_refused(shard_set, tmp_path):
     model = build_model(CONFIG)
     with torch.no_grad():
         next(model.parameters()).fill_(math.inf)
-    best_model.save_best(tmp_path, model, model_metadata(CONFIG, ShardSet.open(shard_set), 7, 0.5))
+    save_best(tmp_path, model, metadata_of(shard_set))
     with pytest.raises(CheckpointError, match=r"pixels of split val get no probability \(NaN\): the network overflows"):
         evaluate(tmp_path, str(shard_set), "val")
     assert not (tmp_path / "evaluation").exists()
@@ -288,7 +301,7 @@ def test_two_processes_write_what_one_does(run, shard_set, python, tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = summary_of(run), summary_of(other)
     for block in RESOLUTIONS:
-        for of_one, of_two in ((one, two), (one["own_threshold"], two["own_threshold"])):
+        for of_one, of_two in ((one, two), (one["tuned_threshold"], two["tuned_threshold"])):
             assert of_one[block]["n"] == of_two[block]["n"]
-            for name in NAMES:  # a batch of other images may round a probability otherwise
+            for name in SCORE_NAMES:  # a batch of other images may round a probability otherwise
                 assert of_two[block][name] == pytest.approx(of_one[block][name], abs=1e-3)

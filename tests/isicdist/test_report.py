@@ -14,9 +14,9 @@ from rich.console import Console
 from isicdist.config import ModelConfig, TrainConfig
 from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate
-from isicdist.network import best as best_model
+from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.report import report
-from isicdist.train import build_model, model_metadata
+from isicdist.train import build_model
 from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
 from shards.reader import ShardSet
 
@@ -28,7 +28,9 @@ QUIET = Console(quiet=True)
 def run(tmp_path: Path, shard_set: Path) -> Path:
     """A run of three steps, the second of which has the best model."""
     shards, config = ShardSet.open(shard_set), {**CONFIG.to_json(), "world_size": 2, "mixed_precision": "bf16"}
-    best_model.save_best(tmp_path, build_model(CONFIG), model_metadata(CONFIG, shards, 2, 0.75, 110 / 256))
+    score = ValidationScore(mean_dice=0.75)
+    metadata = ModelMetadata.of(CONFIG.model, shards, step=2, score=score, threshold=110 / 256)
+    save_best(tmp_path, build_model(CONFIG), metadata)
     with Tracker.open(tmp_path, config, main=True, total_steps=3) as tracker:
         for step, dice in ((1, 0.25), (2, 0.75), (3, 0.625)):
             train = TrainMetrics(

@@ -1,4 +1,4 @@
-"""Score made-up images on 1, 2, 3 and 4 processes: for test_dice.py.
+"""Score generated images on 1, 2, 3 and 4 processes: for test_dice.py.
 
 `python dice_worker.py FOLDER N...` writes FOLDER/WORLD.json, a summary for each N.
 """
@@ -23,8 +23,8 @@ def scored(n: int, accelerator: Accelerator) -> dict[str, object]:
         generator = torch.Generator().manual_seed(image)
         probs = torch.rand(1, 1, 17, 13, generator=generator)
         masks = torch.rand(1, 1, 17, 13, generator=generator) > 0.7
-        for counter in (reduction, thresholds):
-            counter.update(probs, masks, torch.tensor([image]), torch.tensor([True]))
+        for metric in (reduction, thresholds):
+            metric.update(probs, masks, torch.tensor([image]), torch.tensor([True]))
     summary, curve = reduction.reduce(accelerator), thresholds.reduce(accelerator)
     assert curve.dice[128] == summary.pooled_dice  # the threshold 0.5
     everywhere = accelerator.gather(torch.tensor([summary.mean_dice], dtype=torch.float64))

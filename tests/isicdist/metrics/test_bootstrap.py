@@ -1,4 +1,4 @@
-"""The bootstrap interval: against a resample at a time, against theory, and the same every time."""
+"""Bootstrap confidence intervals: against one resample at a time, against theory, and deterministic."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from isicdist.metrics.bootstrap import NAMES, RESAMPLES, bootstrap_intervals
-from isicdist.metrics.dice import DiceSummary, per_image_scores
+from isicdist.metrics.bootstrap import RESAMPLES, bootstrap_intervals
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
 
 DIGEST = "5c89b6f2" * 8
 
@@ -48,6 +48,6 @@ def test_it_is_the_same_every_time_and_another_for_other_data():
 def test_one_image_or_only_empty_ones_leave_no_doubt():
     summary = DiceSummary.of(rows_of(1))
     one = bootstrap_intervals(summary.rows, DIGEST)
-    assert one == {name: (getattr(summary, name),) * 2 for name in NAMES}
+    assert one == {name: (getattr(summary, name),) * 2 for name in SCORE_NAMES}
     empty = np.array([[0, 0, 0, 0], [1, 0, 0, 0]])
     assert set(bootstrap_intervals(empty, DIGEST).values()) == {(1.0, 1.0)}

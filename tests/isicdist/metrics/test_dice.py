@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from isicdist.metrics.dice import DiceReduction, DiceSummary, count, per_image_scores
+from isicdist.metrics.dice import DiceReduction, DiceSummary, count, dice_of, jaccard_of, per_image_scores
 
 WORKER = Path(__file__).parent / "dice_worker.py"
 
@@ -87,6 +88,34 @@ def test_scores_are_per_image():
     dice, jaccard = per_image_scores(rows_of((0, 1, 1, 0), (1, 0, 0, 0)))
     assert dice.tolist() == [2 / 3, 1.0]
     assert jaccard.tolist() == [0.5, 1.0]
+
+
+def test_one_formula_serves_integers_and_arrays():
+    counts = [(6, 2, 2), (0, 0, 0), (0, 5, 0), (2**40 + 1, 3, 2**39)]
+    tp, fp, fn = np.array(counts).T
+    assert dice_of(tp, fp, fn).tolist() == [dice_of(*each) for each in counts] == [12 / 16, 1, 0, dice_of(*counts[3])]
+    assert jaccard_of(tp, fp, fn).tolist() == [jaccard_of(*each) for each in counts]
+    assert dice_of(*counts[3]) == float(Fraction(2 * counts[3][0], 2 * counts[3][0] + sum(counts[3][1:])))
+    assert jaccard_of(*counts[3]) == float(Fraction(counts[3][0], sum(counts[3])))
+    assert type(dice_of(0, 0, 0)) is float
+
+
+@pytest.mark.parametrize("value", [-1e-3, 1.001, -math.inf, math.inf])
+def test_logits_are_refused_when_the_counts_are_reduced(value):
+    probs = torch.rand(2, 1, 3, 3)
+    reduction = DiceReduction()
+    reduction.update(probs, probs > 0.5, torch.tensor([0, 1]))
+    probs[1, 0, 2, 2] = value
+    reduction.update(probs, probs > 0.5, torch.tensor([2, 3]))  # the device is not waited for here
+    reduction.update(probs.clamp(0, 1), probs > 0.5, torch.tensor([4, 5]))
+    with pytest.raises(ValueError, match=r"probs outside of \[0, 1\]: these look like logits; apply sigmoid"):
+        reduction.reduce(Accelerator(cpu=True))
+
+
+def test_zero_one_and_nan_are_no_logits():
+    reduction = DiceReduction()
+    reduction.update(torch.tensor([0, 1, math.nan]).view(3, 1, 1, 1), torch.ones(3, 1, 1, 1), torch.arange(3))
+    assert reduction.reduce(Accelerator(cpu=True)).rows[:, 1].tolist() == [0, 1, 0]  # NaN is not above the threshold
 
 
 def test_every_world_size_gives_the_same_bits(python, tmp_path):

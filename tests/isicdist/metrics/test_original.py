@@ -25,7 +25,7 @@ THRESHOLD = 0.4
 
 
 def probs_of(split: Split) -> Tensor:
-    """Probabilities (N, 1, H, W) made up: right in most places, with noise that differs from image to image."""
+    """Generate probabilities (N, 1, H, W): right in most places, with noise that differs from image to image."""
     lesion = torch.from_numpy(np.stack([split.mask(number) for number in range(len(split))]))[:, None]
     noise = torch.randn(lesion.shape, generator=torch.Generator().manual_seed(0))
     strength = torch.linspace(0.5, 4, len(split)).view(-1, 1, 1, 1)
@@ -35,7 +35,7 @@ def probs_of(split: Split) -> Tensor:
 def scored(split: Split, probs: Tensor) -> DiceSummary:
     with OriginalReduction(split, thresholds=(0.9, THRESHOLD)) as reduction:
         for numbers in torch.arange(len(split)).split(4):
-            ids = torch.cat([numbers, torch.tensor([-1])])  # the last place is masked
+            ids = torch.cat([numbers, torch.tensor([-1])])  # the last slot is invalid
             batch = torch.cat([probs[numbers], torch.ones_like(probs[:1])])
             reduction.update(batch, batch > 0, ids, ids >= 0)
         high, low = reduction.reduce(Accelerator(cpu=True))
@@ -98,8 +98,8 @@ def test_a_damaged_original_mask_stops_the_evaluation(shard_set, monkeypatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdScores:
-    """The 40 real photographs with made-up predictions, scored."""
+class RealScores:
+    """The 40 real photographs with generated predictions, scored."""
 
     summary: DiceSummary
     pairs: list[tuple[np.ndarray, np.ndarray]]
@@ -111,7 +111,7 @@ class ThresholdScores:
 
 
 @pytest.fixture(scope="module")
-def real(real_data, tmp_path_factory) -> ThresholdScores:
+def real(real_data, tmp_path_factory) -> RealScores:
     folder, out = real_data / "isic-original", tmp_path_factory.mktemp("real")
     options = BuildOptions(size=64, split="train=0,test=1")
     build(str(folder / "images"), str(folder / "masks"), out / "set", options)
@@ -128,7 +128,7 @@ def real(real_data, tmp_path_factory) -> ThresholdScores:
         prediction = np.asarray(prob.resize(truth.shape[::-1], Image.Resampling.BILINEAR)) > THRESHOLD
         Image.fromarray(prediction).save(predictions / f"{split.key(number)}.png")
         pairs.append((truth, prediction))
-    return ThresholdScores(summary=scored(split, probs), pairs=pairs, truths=truths, predictions=predictions)
+    return RealScores(summary=scored(split, probs), pairs=pairs, truths=truths, predictions=predictions)
 
 
 def test_real_photographs_score_what_fractions_say(real):

@@ -69,14 +69,14 @@ def test_the_curve_is_that_of_every_pixel_taken_by_itself(batch):
     assert curve.dice[round(curve.best_threshold * BINS)] == highest
 
 
-def test_a_masked_place_is_not_counted(batch):
+def test_an_invalid_slot_is_not_counted(batch):
     probs, masks = batch
     one = curve_of(probs, masks, torch.tensor([False, True]))
     assert np.array_equal(one.on, curve_of(probs[1:], masks[1:], ALL[:1]).on)
     assert one.on.sum() + one.off.sum() == masks[1].numel()
 
 
-def test_what_is_not_a_number_is_no_lesion_and_is_told(batch):
+def test_nan_is_no_lesion_and_is_counted(batch):
     probs, masks = (tensor.clone() for tensor in batch)
     probs[:, :, 7] = math.nan
     curve = curve_of(probs, masks)
@@ -96,7 +96,7 @@ def test_average_precision_and_the_best_threshold_by_hand():
     steps = Fraction(5, 10) * Fraction(5, 6) + Fraction(4, 10) * Fraction(9, 12) + Fraction(1, 10) * Fraction(10, 13)
     assert curve.average_precision == pytest.approx(float(steps), rel=1e-15)
     assert curve.best_threshold == 10 / BINS  # 20 / 23, up to 10/256; 18 / 22 beyond
-    assert curve.summary()["best_pooled_dice"] == 20 / 23
+    assert curve.summary().best_pooled_dice == 20 / 23
     row = curve.table()[11]
     assert (row["threshold"], row["tp"], row["fp"], row["fn"]) == (11 / BINS, 9, 3, 1)
     assert (row["pooled_dice"], row["precision"], row["recall"]) == (18 / 22, 0.75, 0.9)

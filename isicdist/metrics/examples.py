@@ -1,0 +1,147 @@
+"""Examples of an evaluation: the worst, median and best images by Dice, with their ground truth and prediction.
+
+examples/examples.json           keys, groups and scores, in order: `Example.to_json` of each
+examples/KEY.jpg                 the image at the size the network sees
+examples/KEY.mask.png            the ground truth, 1 bit per pixel
+examples/KEY.prediction.png      the prediction at the tuned threshold, 1 bit per pixel
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isicdist.metrics.dice import per_image_scores
+from isicdist.metrics.results import Results
+from shards.codecs import decode_image, decode_mask, encode_image, encode_mask
+from shards.files import atomic_folder
+from shards.format import KEY_PATTERN
+from shards.geometry import ResizePlan
+
+EXAMPLES_FOLDER, EXAMPLES_NAME = "examples", "examples.json"
+EXAMPLES = 4
+"""Maximum number of images in each group: the worst, the median and the best."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One image of an evaluated split, with its ground truth and its prediction."""
+
+    group: str
+    """worst, median or best."""
+    key: str
+    """Key of the sample (its ISIC id)."""
+    dice: float
+    """Dice of this image at the tuned threshold and the finest resolution, 0 to 1."""
+    lesion_area: float
+    """Share of the image that is lesion in the ground truth, 0 to 1."""
+    aspect_ratio: float
+    """Width over height at which the image looks as it was taken: a stretched one is shown at its original's."""
+    image: np.ndarray
+    """RGB, uint8 (H, W, 3)."""
+    mask: np.ndarray
+    """Ground truth, bool (H, W)."""
+    prediction: np.ndarray
+    """Prediction at the tuned threshold, bool (H, W)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the pixels, as an entry of examples.json."""
+        names = ("group", "key", "dice", "lesion_area", "aspect_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], folder: Path) -> Self:
+        """Read an entry of examples.json and its files.
+
+        Raises KeyError, TypeError or ValueError for a malformed entry or file, OSError for a missing file.
+        """
+        key = str(value["key"])
+        if not KEY_PATTERN.fullmatch(key):  # or it could name a file outside of the folder
+            raise ValueError(f"key {key!r}")
+        paths = _paths(folder, key)
+        return cls(
+            group=str(value["group"]),
+            key=key,
+            dice=float(value["dice"]),
+            lesion_area=float(value["lesion_area"]),
+            aspect_ratio=float(value["aspect_ratio"]),
+            image=decode_image(paths.image.read_bytes()),
+            mask=decode_mask(paths.mask.read_bytes()) > 0,
+            prediction=decode_mask(paths.prediction.read_bytes()) > 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Paths:
+    image: Path
+    mask: Path
+    prediction: Path
+
+
+def _paths(folder: Path, key: str) -> _Paths:
+    return _Paths(
+        image=folder / f"{key}.jpg", mask=folder / f"{key}.mask.png", prediction=folder / f"{key}.prediction.png"
+    )
+
+
+@torch.inference_mode()
+def select_examples(predictor: Callable[[Tensor], Tensor], results: Results, device: torch.device) -> list[Example]:
+    """Select the worst, median and best images by Dice and predict their masks.
+
+    `predictor` returns probabilities (B, 1, H, W) for images (B, 3, H, W) uint8. Dice and predictions are those at the
+    tuned threshold; fewer images are selected from a split of less than twelve.
+    """
+    split, rows = results.split, results.at_tuned.finest.rows
+    dice, _ = per_image_scores(rows)
+    ranking = np.argsort(dice, kind="stable")
+    number = max(1, min(EXAMPLES, len(ranking) // 3))
+    middle = (len(ranking) - number) // 2
+    groups = {"worst": ranking[:number], "median": ranking[middle : middle + number], "best": ranking[-number:]}
+    examples: list[Example] = []
+    for group, ranked in groups.items():
+        indices = rows[ranked, 0].tolist()
+        images = np.stack([split.image(index) for index in indices])  # (N, H, W, 3)
+        probs = predictor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))[:, 0].cpu().numpy()  # (N, H, W)
+        for index, position, image, prob in zip(indices, ranked.tolist(), images, probs, strict=True):
+            plan = ResizePlan.from_json(split.meta(index)["fit"])
+            height, width = plan.original if plan.mode == "stretch" else plan.size
+            example = Example(
+                group=group,
+                key=split.key(index),
+                dice=float(dice[position]),
+                lesion_area=float(results.lesion_areas[position]),
+                aspect_ratio=width / height,
+                image=image,
+                mask=split.mask(index) > 0,
+                prediction=prob > results.at_tuned.threshold,
+            )
+            examples.append(example)
+    return examples
+
+
+def write_examples(examples: Iterable[Example], folder: Path) -> None:
+    """Write the examples into `folder`, in the place of those of an earlier evaluation."""
+    with atomic_folder(folder) as new:
+        entries: list[dict[str, Any]] = []
+        for example in examples:
+            paths = _paths(new, example.key)
+            paths.image.write_bytes(encode_image(example.image))
+            paths.mask.write_bytes(encode_mask(example.mask))
+            paths.prediction.write_bytes(encode_mask(example.prediction))
+            entries.append(example.to_json())
+        (new / EXAMPLES_NAME).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """Read what `write_examples` wrote.
+
+    Raises KeyError, TypeError or ValueError for a malformed file, OSError for a missing one.
+    """
+    return [Example.from_json(entry, folder) for entry in json.loads((folder / EXAMPLES_NAME).read_bytes())]

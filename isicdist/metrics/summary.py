@@ -1,0 +1,182 @@
+"""Contents of summary.json: the scores of one evaluation with their confidence intervals, typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from isicdist.metrics.bootstrap import bootstrap_intervals
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores
+from isicdist.metrics.thresholds import CurveSummary
+
+SUMMARY_NAME = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolutionScores(Scores):
+    """Scores at one threshold and one resolution, with confidence intervals."""
+
+    interval_95: Mapping[str, tuple[float, float]]
+    """(low, high) end of the 95 % bootstrap confidence interval of each score, by name."""
+
+    @classmethod
+    def of(cls, summary: DiceSummary, digest: str) -> Self:
+        """Add the intervals to the scores of `summary`; `digest` is the shard set's."""
+        return cls(**summary.scores(), interval_95=bootstrap_intervals(summary.rows, digest))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
+        intervals = {name: (float(low), float(high)) for name, (low, high) in value["interval_95"].items()}
+        return cls(**_scores_in(value), interval_95=intervals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSummary:
+    """Scores at one threshold, at both resolutions."""
+
+    threshold: float
+    """Threshold of the probability: above it a pixel is lesion."""
+    network: ResolutionScores
+    """At the size the network sees."""
+    original: ResolutionScores | None
+    """At each image's own size; None where the split does not carry the original masks."""
+
+    def by_resolution(self) -> dict[str, ResolutionScores]:
+        """Return the scores that there are by the name of their resolution: network and original."""
+        scores = {"network": self.network, "original": self.original}
+        return {name: found for name, found in scores.items() if found}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts for JSON."""
+        return {
+            "threshold": self.threshold,
+            "network_resolution": dataclasses.asdict(self.network),
+            "original_resolution": dataclasses.asdict(self.original) if self.original else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned. Raises KeyError, TypeError or ValueError for anything else."""
+        original = value["original_resolution"]
+        return cls(
+            threshold=float(value["threshold"]),
+            network=ResolutionScores.from_json(value["network_resolution"]),
+            original=ResolutionScores.from_json(original) if original else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaScores(Scores):
+    """Scores of the images whose lesions are of similar size."""
+
+    least_area: float
+    """Share of the image that the smallest lesion covers, 0 to 1."""
+    largest_area: float
+    """Share of the image that the largest lesion covers, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubgroupScores(Scores):
+    """Scores of the images with one value in the subgroup column."""
+
+    value: str
+    """"" for the images that the table does not name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubgroupSummary:
+    """Scores by the values of one column of a metadata table."""
+
+    column: str
+    groups: tuple[SubgroupScores, ...]
+    """One group for each value, sorted by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSummary:
+    """The scores of one model on one split."""
+
+    split: str
+    data_digest: str
+    """Digest of the shard set."""
+    resolution: int | None
+    """Side of the images the network sees, in pixels."""
+    model_step: int
+    """Step of the training run that the model is of."""
+    tta: str
+    """Test-time augmentation that the probabilities are averaged over: off, flips or d4."""
+    at_default: ThresholdSummary
+    """At 0.5, the threshold that models are compared at."""
+    at_tuned: ThresholdSummary
+    """At the model's own threshold, tuned on the validation split: that of the masks that a prediction draws."""
+    thresholds: CurveSummary
+    """Over all thresholds, pixels pooled, at the size the network sees."""
+    lesion_area_quartiles: tuple[AreaScores, ...]
+    """At the tuned threshold and the finest resolution: a quarter of the images each, from small lesions to large."""
+    subgroups: SubgroupSummary | None
+    """At the same threshold and resolution; None without a subgroup column."""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.at_default.network.n
+
+    def by_threshold(self) -> list[ThresholdSummary]:
+        """Return the scores at 0.5 and at the tuned threshold; once where the two are the same."""
+        if self.at_tuned.threshold == self.at_default.threshold:
+            return [self.at_default]
+        return [self.at_default, self.at_tuned]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of summary.json. The scores at the top are those at 0.5 and the network's resolution."""
+        return {
+            "split": self.split,
+            "data_digest": self.data_digest,
+            "resolution": self.resolution,
+            "model_step": self.model_step,
+            "tta": self.tta,
+            **{name: getattr(self.at_default.network, name) for name in ("n", *SCORE_NAMES)},
+            **self.at_default.to_json(),
+            "tuned_threshold": self.at_tuned.to_json(),
+            "thresholds": dataclasses.asdict(self.thresholds),
+            "lesion_area_quartiles": [dataclasses.asdict(part) for part in self.lesion_area_quartiles],
+            "subgroups": dataclasses.asdict(self.subgroups) if self.subgroups else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned. Raises KeyError, TypeError or ValueError for anything else.
+
+        In older files the tuned threshold is called own_threshold.
+        """
+        return cls(
+            split=str(value["split"]),
+            data_digest=str(value["data_digest"]),
+            resolution=value["resolution"],
+            model_step=int(value["model_step"]),
+            tta=str(value["tta"]),
+            at_default=ThresholdSummary.from_json(value),
+            at_tuned=ThresholdSummary.from_json(value.get("tuned_threshold") or value["own_threshold"]),
+            thresholds=CurveSummary(
+                **{field.name: float(value["thresholds"][field.name]) for field in dataclasses.fields(CurveSummary)}
+            ),
+            lesion_area_quartiles=tuple(
+                AreaScores(**_scores_in(part), least_area=part["least_area"], largest_area=part["largest_area"])
+                for part in value["lesion_area_quartiles"]
+            ),
+            subgroups=_subgroups_in(value["subgroups"]),
+        )
+
+
+def _scores_in(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"n": int(value["n"]), **{name: float(value[name]) for name in SCORE_NAMES}}
+
+
+def _subgroups_in(value: Mapping[str, Any] | None) -> SubgroupSummary | None:
+    if value is None:
+        return None
+    groups = tuple(SubgroupScores(**_scores_in(group), value=group["value"]) for group in value["groups"])
+    return SubgroupSummary(column=value["column"], groups=groups)

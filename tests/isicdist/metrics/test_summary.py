@@ -1,0 +1,79 @@
+"""summary.json: what is written is read back, files of older versions too, and anything else is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isicdist.metrics.dice import DiceSummary
+from isicdist.metrics.summary import (
+    AreaScores,
+    EvaluationSummary,
+    ResolutionScores,
+    SubgroupScores,
+    SubgroupSummary,
+    ThresholdSummary,
+)
+from isicdist.metrics.thresholds import CurveSummary
+
+DIGEST = "5c89b6f2" * 8
+COUNTS = DiceSummary.of(np.array([[0, 6, 2, 2], [1, 0, 0, 0], [2, 13, 4, 3]]))
+SCORES = ResolutionScores.of(COUNTS, DIGEST)
+
+
+def summary_with(original: ResolutionScores | None, tuned: float = 0.25) -> EvaluationSummary:
+    return EvaluationSummary(
+        split="test",
+        data_digest=DIGEST,
+        resolution=64,
+        model_step=7,
+        tta="off",
+        at_default=ThresholdSummary(threshold=0.5, network=SCORES, original=original),
+        at_tuned=ThresholdSummary(threshold=tuned, network=SCORES, original=original),
+        thresholds=CurveSummary(
+            best_threshold=0.25, best_pooled_dice=0.75, average_precision=0.5, calibration_error=0.125
+        ),
+        lesion_area_quartiles=(AreaScores(least_area=0.0, largest_area=0.5, **COUNTS.scores()),),
+        subgroups=SubgroupSummary(column="sex", groups=(SubgroupScores(value="", **COUNTS.scores()),)),
+    )
+
+
+@pytest.mark.parametrize("original", [SCORES, None])
+def test_a_summary_is_read_back(original):
+    summary = summary_with(original)
+    written = json.loads(json.dumps(summary.to_json()))
+    assert EvaluationSummary.from_json(written) == summary
+    assert {name: written[name] for name in COUNTS.scores()} == COUNTS.scores()  # at 0.5, the network's resolution
+    assert written["tuned_threshold"]["threshold"] == 0.25
+    assert list(summary.at_default.by_resolution()) == (["network", "original"] if original else ["network"])
+
+
+def test_an_older_file_names_the_tuned_threshold_otherwise():
+    summary = summary_with(None)
+    written = summary.to_json()
+    written["own_threshold"] = written.pop("tuned_threshold")
+    assert EvaluationSummary.from_json(written) == summary
+
+
+def test_the_same_threshold_is_listed_once():
+    assert [scored.threshold for scored in summary_with(None).by_threshold()] == [0.5, 0.25]
+    assert [scored.threshold for scored in summary_with(None, tuned=0.5).by_threshold()] == [0.5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tuned_threshold": {}},
+        {"network_resolution": {"n": "many"}},
+        {"network_resolution": None},
+        {"thresholds": {"best_threshold": 0.5}},
+        {"lesion_area_quartiles": None},
+        {"subgroups": [1]},
+    ],
+)
+def test_anything_else_is_refused(change: dict[str, Any]):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        EvaluationSummary.from_json({**summary_with(None).to_json(), **change})
