@@ -1,11 +1,11 @@
-"""Which samples, in which order, on which rank: arithmetic and nothing else.
+"""Shuffling, sharding between ranks, and stateless random numbers: pure functions, without torch.
 
-An epoch's order is a pure function of (index digest, seed, epoch). Step `s` trains on the next `global_size`
-samples of it, whatever the world size is; ranks only slice them. Where a step has fewer samples than places (the
-last step of an epoch, or a global batch that the world size does not divide) the places are masked, so that
-every rank makes the same number of forward passes.
+The order of an epoch is a pure function of (index digest, seed, epoch). Step `s` trains on the next `global_size`
+samples of it for any world size; ranks only slice them, and cut their slice into micro batches (gradient
+accumulation). Where a step has fewer samples than slots (the last step of an epoch, or a global batch that the world
+size does not divide) slots are masked, so that every rank makes the same number of forward passes.
 
-Random numbers have no state either: `random_keys` hashes (seed, counter, sample number, purpose).
+Random numbers have no state either: `random_keys` hashes (seed, epoch or step, sample index, purpose).
 """
 
 from __future__ import annotations
@@ -13,32 +13,30 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-Tail = Literal["mask", "drop"]
-
 MASKED = -1
-"""The sample number in a place that has no sample."""
+"""Sample index of a slot without a sample."""
 
 
 class Index(Protocol):
-    """What the order needs of a split: `shards.reader.Split` has it."""
+    """The part of a split that its order depends on; `shards.reader.Split` implements it."""
 
     @property
     def digest(self) -> str:
-        """Names the shard set."""
+        """Digest of the shard set."""
         ...
 
     @property
     def shard_samples(self) -> np.ndarray:
-        """Samples in each shard, int64 (shards,)."""
+        """Number of samples of each shard, int64 (shards,)."""
         ...
 
 
 class Purpose(enum.IntEnum):
-    """What a random number is for. Two purposes never share one."""
+    """Use of a random number: the same sample and step get independent numbers for each."""
 
     SHARD_ORDER = 1
     SAMPLE_ORDER = 2
@@ -47,40 +45,50 @@ class Purpose(enum.IntEnum):
 
 
 def epoch_order(index: Index, seed: int, epoch: int, window: int | None = None) -> np.ndarray:
-    """The order of one epoch: every sample number once, int64 (n,).
+    """Shuffle one epoch: a permutation of the sample indices, int64 (n,).
 
-    Shards are permuted; then samples are shuffled within each run of `window` shards (None: the whole set, which
-    costs nothing where the shards are local). A sample's number is its row in the split's table, shard by shard.
+    Shards are permuted; then samples are shuffled within each window of `window` successive shards (None: all shards,
+    which costs nothing where they are local). The index of a sample is its row in the split's table, shard by shard.
+    Raises ValueError for a window below 1.
     """
     counts = np.asarray(index.shard_samples, dtype=np.int64)
     base = int.from_bytes(hashlib.sha256(f"{index.digest}/{seed}".encode()).digest()[:8], "little")
-    # No two keys of an epoch are the same, so the fastest sort is as good as a stable one (`random_keys`).
+    # The keys of an epoch are distinct (`random_keys`), so that the sort need not be stable.
     order = np.argsort(random_keys(base, epoch, np.arange(counts.sum()), Purpose.SAMPLE_ORDER)).astype(np.int64)
     if window is None or window >= len(counts):
         return order
     if window < 1:
         raise ValueError(f"a window of {window} shards: at least 1, or None for the whole set")
     shard_keys = random_keys(base, epoch, np.arange(len(counts)), Purpose.SHARD_ORDER)
-    turn = np.empty(len(counts), dtype=np.min_scalar_type(len(counts) // window))  # small integers sort in O(n)
-    turn[np.argsort(shard_keys)] = np.arange(len(counts)) // window
-    return order[np.argsort(np.repeat(turn, counts)[order], kind="stable")]
+    window_of = np.empty(len(counts), dtype=np.min_scalar_type(len(counts) // window))  # small integers sort in O(n)
+    window_of[np.argsort(shard_keys)] = np.arange(len(counts)) // window
+    return order[np.argsort(np.repeat(window_of, counts)[order], kind="stable")]
 
 
-def num_steps(samples: int, global_size: int, tail: Tail = "mask") -> int:
-    """The steps of an epoch over `samples` samples: the last, shorter one counts unless `tail` is "drop"."""
-    return samples // global_size if tail == "drop" else -(-samples // global_size)
+def num_steps(samples: int, global_size: int) -> int:
+    """Count the steps of an epoch over `samples` samples, a shorter last one included."""
+    return ceil_div(samples, global_size)
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """Divide and round up."""
+    return -(-dividend // divisor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How a global batch is cut into ranks and micro batches; accumulation is derived, never chosen."""
+    """Division of a global batch between ranks and into micro batches.
+
+    `global_size` decides the result of training, `micro_size` its memory and speed only. The number of accumulation
+    steps is derived from them: global_size <= micro_size × world_size × accumulation_steps.
+    """
 
     global_size: int
-    """Samples of one step over all ranks: science."""
+    """Global batch size: samples of one step over all ranks."""
     micro_size: int
-    """Samples of one forward pass on one rank: hardware."""
+    """Micro batch size: samples of one forward pass on one rank."""
     world_size: int
-    """Processes."""
+    """Number of processes."""
 
     def __post_init__(self) -> None:
         for name in ("global_size", "micro_size", "world_size"):
@@ -89,49 +97,51 @@ class BatchPlan:
 
     @property
     def accumulation_steps(self) -> int:
-        """Forward passes of one rank in one step."""
-        per_rank = -(-self.global_size // self.world_size)
-        return -(-per_rank // self.micro_size)
+        """Gradient accumulation steps: forward passes of one rank in one optimizer step."""
+        return ceil_div(ceil_div(self.global_size, self.world_size), self.micro_size)
 
     def samples_in_step(self, samples: int, step: int) -> int:
-        """The samples that step `step` of an epoch over `samples` samples trains on, over all ranks."""
+        """Count the samples of step `step` of an epoch over `samples` samples, over all ranks."""
         return max(0, min(self.global_size, samples - step * self.global_size))
 
 
 def rank_slice(order: np.ndarray, step: int, plan: BatchPlan, rank: int) -> np.ndarray:
-    """The sample numbers that `rank` reads at `step` of the epoch, int64 (accumulation_steps, micro_size).
+    """Slice the order of an epoch: the sample indices of `rank` at `step`, int64 (accumulation_steps, micro_size).
 
-    A global batch is dealt like cards, so that a short one is short by at most one sample on any rank.
-    MASKED stands where a place has no sample.
+    Ranks take the samples of a global batch in turn, so that no rank has two more than another. Slots without a
+    sample are MASKED.
     """
     batch = order[step * plan.global_size : (step + 1) * plan.global_size]
-    mine = batch[rank :: plan.world_size]
-    places = np.full(plan.accumulation_steps * plan.micro_size, MASKED, dtype=np.int64)
-    places[: len(mine)] = mine
-    return places.reshape(plan.accumulation_steps, plan.micro_size)
+    own = batch[rank :: plan.world_size]
+    slots = np.full(plan.accumulation_steps * plan.micro_size, MASKED, dtype=np.int64)
+    slots[: len(own)] = own
+    return slots.reshape(plan.accumulation_steps, plan.micro_size)
 
 
-def random_keys(seed: int, counter: int, numbers: np.ndarray, purpose: Purpose) -> np.ndarray:
-    """A 64-bit random key per sample, int64 of the shape of `numbers`.
+def random_keys(seed: int, counter: int, indices: np.ndarray, purpose: Purpose) -> np.ndarray:
+    """Hash (seed, counter, index, purpose) to a 64-bit random key for each sample, int64 of the shape of `indices`.
 
-    A pure function of its arguments (`counter` is an epoch or a step): three rounds of SplitMix64's finalizer
-    (Steele et al., OOPSLA 2014), in each of which one more argument is mixed in. A round is a bijection, so the keys
-    of different samples differ where all else is the same.
+    `counter`: an epoch or a step. Three rounds of SplitMix64's finalizer (Steele et al., OOPSLA 2014) mix in one
+    argument after the other. Each round is a bijection, so that the keys of a call are distinct where `indices` are.
     """
     word = 0xFFFFFFFFFFFFFFFF
-    state = _mix(np.uint64((seed * 0x9E3779B97F4A7C15 + int(purpose)) & word))
-    state = _mix(state ^ np.uint64((counter * 0xD1B54A32D192ED03) & word))
-    return _mix(state ^ np.asarray(numbers, dtype=np.int64).astype(np.uint64)).astype(np.int64)
+    state = _mix64(np.uint64((seed * 0x9E3779B97F4A7C15 + int(purpose)) & word))
+    state = _mix64(state ^ np.uint64((counter * 0xD1B54A32D192ED03) & word))
+    return _mix64(state ^ np.asarray(indices, dtype=np.int64).astype(np.uint64)).astype(np.int64)
 
 
 def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
-    """`count` independent uniform numbers in [0, 1) per key, float64 (*keys.shape, count)."""
+    """Draw `count` independent uniform numbers in [0, 1) for each key, float64 (*keys.shape, count)."""
     lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits = _mix(keys.astype(np.uint64)[..., None] ^ lanes)
+    bits = _mix64(keys.astype(np.uint64)[..., None] ^ lanes)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+def _mix64(x: np.ndarray | np.uint64) -> np.ndarray:
+    """Mix uint64 by a step and the finalizer of SplitMix64.
+
+    Its values are not those of `isicdist.network.dropout._mix64_signed`, whose right shifts are arithmetic.
+    """
     x = np.asarray(x)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
         x = x + np.uint64(0x9E3779B97F4A7C15)

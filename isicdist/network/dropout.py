@@ -1,6 +1,6 @@
-"""Dropout without a generator: which elements are dropped is a hash of (key of the sample, layer, element).
+"""Stateless dropout: the mask is a counter-based hash of (key of the sample, layer, element), no generator is consumed.
 
-So a sample sees the same mask on any rank, in any micro batch, at any time, and there is no random state to save.
+A sample gets the same mask on any rank and in any micro batch, and a checkpoint has no random state to save.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import functools
 import torch
 from torch import Tensor, nn
 
+# Odd multipliers: multiplication by them is a bijection of the 32 bits.
+_ODD_1 = 0x2C1B3C6D
+_ODD_2 = 0x297A2D39
+
 
 class KeyedDropout(nn.Module):
     """Element-wise dropout whose mask is a pure function of (key, layer, element); the identity in evaluation."""
 
     def __init__(self, p: float, layer: int) -> None:
-        """`p`: the share of elements that is dropped, in [0, 1). `layer`: tells the layers of a network apart."""
+        """`p`: probability of an element to be dropped, in [0, 1). `layer`: number of this layer in its network.
+
+        Raises ValueError for a `p` out of range.
+        """
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout {p}: it must be in [0, 1)")
@@ -23,7 +30,10 @@ class KeyedDropout(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """`x` (B, C, H, W), `keys` (B,) int64 -> (B, C, H, W)."""
+        """Drop elements of `x` (B, C, H, W) by the `keys` (B,) int64 of its samples, and scale the others by 1/(1 - p).
+
+        In evaluation `x` is returned as it is. Raises ValueError in training without keys.
+        """
         if not self.training or self.p == 0:
             return x
         if keys is None:
@@ -37,42 +47,52 @@ class KeyedDropout(nn.Module):
 
 
 def keyed_keep(keys: Tensor, layer: int, sample: Tensor, p: float) -> Tensor:
-    """Which elements stay, bool (B, *sample.shape), each with probability 1 - p, in the memory layout of `sample`.
+    """Draw the keep mask, bool (B, *sample.shape), True with probability 1 - p, in the memory layout of `sample`.
 
-    int32 on the device throughout (it wraps, as the hash wants): `keys` (B,) int64 are folded with the layer,
-    XORed with a hash of the element that is computed once per shape, and mixed once more.
+    `keys` (B,) int64. The hash is computed on the device in int32, whose overflow wraps: the keys are hashed with the
+    layer, XORed with a hash of the element that is cached per shape, and mixed once more.
     """
-    key = _fold(keys, layer).view(-1, *[1] * sample.ndim)
-    h = (_element_hash(sample.shape, sample.stride(), keys.device) ^ key).mul_(_ODD_1)
+    key = _key_hash(keys, layer).view(-1, *[1] * sample.ndim)  # (B, 1, ...)
+    if torch.compiler.is_compiling():
+        elements = _element_hash(sample.shape, keys.device)  # one kernel with what follows: nothing to cache
+    else:
+        elements = _cached_element_hash(sample.shape, sample.stride(), keys.device)
+    h = (elements ^ key) * _ODD_1  # (B, *sample.shape) int32
     h ^= h >> 15
     h.mul_(_ODD_2)
-    threshold = round((p - 0.5) * 2**32)  # of a value spread evenly over int32
+    threshold = round((p - 0.5) * 2**32)  # the p-quantile of a uniform int32
     return h >= threshold
 
 
-_ODD_1 = 0x2C1B3C6D
-_ODD_2 = 0x297A2D39
+def _element_hash(shape: torch.Size, device: torch.device) -> Tensor:
+    """Hash each element's index in row-major order, int32 (1, *shape)."""
+    indices = torch.arange(1, shape.numel() + 1, dtype=torch.int64, device=device).view(shape)
+    return _upper_half(_mix64_signed(indices))[None]
 
 
 @functools.lru_cache(maxsize=64)
-def _element_hash(shape: torch.Size, stride: tuple[int, ...], device: torch.device) -> Tensor:
-    """A hash of each element's number in row-major order, int32 (1, *shape), lying in memory as `stride` says."""
+def _cached_element_hash(shape: torch.Size, stride: tuple[int, ...], device: torch.device) -> Tensor:
+    """Hash as `_element_hash`, with the memory layout of `stride`."""
     with torch.inference_mode(False):  # a cached tensor outlives the mode it is made in
-        numbers = torch.arange(1, shape.numel() + 1, dtype=torch.int64, device=device).view(shape)
-        return torch.empty_strided(shape, stride, dtype=torch.int32, device=device).copy_(_int32(_mix64(numbers)))[None]
+        hashes = torch.empty_strided(shape, stride, dtype=torch.int32, device=device)
+        return hashes.copy_(_element_hash(shape, device)[0])[None]
 
 
-def _fold(keys: Tensor, layer: int) -> Tensor:
-    return _int32(_mix64(keys ^ (layer * 0x5851F42D4C957F2D & 0x7FFFFFFFFFFFFFFF)))
+def _key_hash(keys: Tensor, layer: int) -> Tensor:
+    """Hash (key, layer) to int32 (B,)."""
+    return _upper_half(_mix64_signed(keys ^ (layer * 0x5851F42D4C957F2D & 0x7FFFFFFFFFFFFFFF)))
 
 
-def _mix64(x: Tensor) -> Tensor:
-    """SplitMix64's finalizer with signed shifts: still a bijection of the 64 bits."""
+def _mix64_signed(x: Tensor) -> Tensor:
+    """Mix int64 by SplitMix64's finalizer with arithmetic (signed) right shifts, as torch has no others.
+
+    A bijection too, but its values are not those of `isicdist.data.order._mix64`, whose shifts are logical.
+    """
     x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31)
 
 
-def _int32(x: Tensor) -> Tensor:
-    """The upper 32 bits, where a multiplication mixes best."""
+def _upper_half(x: Tensor) -> Tensor:
+    """Take the upper 32 bits of int64 as int32: multiplication mixes them best."""
     return (x >> 32).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Normalisation that every image goes through: bytes to [0, 1], then zero mean and unit deviation per channel."""
+"""Normalisation of the network's input: bytes to [0, 1], then zero mean and unit standard deviation per channel."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 MEAN = (0.708, 0.582, 0.536)
+"""Mean of each channel over the ISIC 2018 Task 1 training images, RGB in [0, 1]."""
 STD = (0.157, 0.166, 0.181)
-"""Of the ISIC 2018 Task 1 training images, RGB in [0, 1]."""
+"""Standard deviation of each channel over the same images."""
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -18,12 +19,12 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Normalise float images (B, 3, H, W) in [0, 1] to zero mean and unit deviation over the ISIC set."""
+    """Subtract `mean` from float images (B, 3, H, W) in [0, 1], and divide by `std`, per channel."""
     return (images - _constant(mean, images.device, images.dtype)) / _constant(std, images.device, images.dtype)
 
 
 @functools.lru_cache(maxsize=16)
 def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Upload per-channel values (1, 3, 1, 1) once: to make them from a list waits for the device."""
+    """Make a constant (1, 3, 1, 1) on the device, once: to make it from a list waits for the device."""
     with torch.inference_mode(False):  # a cached tensor outlives the mode it is made in
         return torch.tensor(values, dtype=dtype).view(1, 3, 1, 1).to(device)

@@ -1,8 +1,8 @@
-"""Test-time augmentation: the mean of what a network says of an image and of its mirrored and turned copies.
+"""Test-time augmentation (TTA): average the probabilities of an image over flipped and rotated copies of it.
 
-A lesion has no upside, so each symmetry of the square gives an equally good opinion. Every opinion is turned back
-before the mean is taken, and probabilities are averaged, not logits: one copy that is very sure does not outvote
-the others.
+A dermoscopic photograph has no upright orientation, so that each of the 8 symmetries of the square (the dihedral group
+D4) is as likely. Each prediction is transformed back before the mean. Probabilities are averaged, not logits, so that
+one very confident copy does not outweigh the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from isicdist.config import Tta
 
 Symmetry = tuple[int, bool]
-"""Quarter turns, and whether the image is mirrored left to right before them."""
+"""Number of anticlockwise quarter turns, and whether the image is flipped left to right before them."""
 
 SYMMETRIES: dict[Tta, tuple[Symmetry, ...]] = {
     "off": ((0, False),),
@@ -25,21 +25,25 @@ SYMMETRIES: dict[Tta, tuple[Symmetry, ...]] = {
 
 
 def mean_probs(network: Callable[[Tensor], Tensor], images: Tensor, mode: Tta) -> Tensor:
-    """Probabilities (B, 1, H, W) float32 in [0, 1], the mean over the symmetries of `mode`.
+    """Predict probabilities (B, 1, H, W) float32 in [0, 1], averaged over the symmetries of `mode`.
 
-    `images`: (B, 3, H, W) floats, as `network` wants them; it gives logits (B, 1, H, W). One forward pass of the
-    whole batch per symmetry, so the memory is that of one.
+    `network` maps `images` (B, 3, H, W) to logits (B, 1, H, W). It is called once per symmetry with the whole batch,
+    so that the peak of memory is that of one forward pass.
     """
-    opinions = [_turned_back(network(_turned(images, way)).float().sigmoid(), way) for way in SYMMETRIES[mode]]
-    return torch.stack(opinions).mean(dim=0)
+    predictions = [
+        _invert(network(_transform(images, symmetry)).float().sigmoid(), symmetry) for symmetry in SYMMETRIES[mode]
+    ]  # (B, 1, H, W) each
+    return torch.stack(predictions).mean(dim=0)
 
 
-def _turned(images: Tensor, symmetry: Symmetry) -> Tensor:
-    turns, mirrored = symmetry
-    return torch.rot90(images.flip(-1) if mirrored else images, turns, dims=(-2, -1))
+def _transform(images: Tensor, symmetry: Symmetry) -> Tensor:
+    """Flip and rotate: (B, C, H, W) -> the same, or (B, C, W, H) for an odd number of quarter turns."""
+    turns, flipped = symmetry
+    return torch.rot90(images.flip(-1) if flipped else images, turns, dims=(-2, -1))
 
 
-def _turned_back(probs: Tensor, symmetry: Symmetry) -> Tensor:
-    turns, mirrored = symmetry
-    back = torch.rot90(probs, -turns, dims=(-2, -1))
-    return back.flip(-1) if mirrored else back
+def _invert(probs: Tensor, symmetry: Symmetry) -> Tensor:
+    """Undo `_transform`."""
+    turns, flipped = symmetry
+    upright = torch.rot90(probs, -turns, dims=(-2, -1))
+    return upright.flip(-1) if flipped else upright

@@ -1,9 +1,15 @@
 """The Improved UNet of Isensee et al. (arXiv:1802.10508, section 2.2) in 2D, as the authors' code builds it.
 
-A context pathway of residual modules goes down five levels, a localization pathway comes up again, and heads at
-quarter, half and full resolution are summed into one map of logits (deep supervision). The names of the paper are
-kept. Dropout is keyed: which elements are dropped is a hash of (key of the sample, layer, element), so a sample
-sees the same mask on any rank, in any micro batch, at any time.
+    level   channels        resolution   context pathway               localization pathway
+    1       base            H × W        stem,    context[0] ── skip ─▶ up[3], localize[3] ─▶ head_full
+    2       2 · base        H/2          down[0], context[1] ── skip ─▶ up[2], localize[2] ─▶ head_half,    reduce[2]
+    3       4 · base        H/4          down[1], context[2] ── skip ─▶ up[1], localize[1] ─▶ head_quarter, reduce[1]
+    4       8 · base        H/8          down[2], context[3] ── skip ─▶ up[0], localize[0] ─▶               reduce[0]
+    5       16 · base       H/16         down[3], context[4] ─────────▶ up[0]
+
+The encoder (context pathway) is made of pre-activation residual modules; the decoder (localization pathway)
+concatenates each up-sampled map with the skip of its level. The three heads are added up to one map of logits (deep
+supervision). Dropout in the context modules is keyed (`KeyedDropout`): no random generator is consumed.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from isicdist.network.dropout import KeyedDropout
 
 LEVELS = 5
 SIZE_DIVISOR = 2 ** (LEVELS - 1)
-"""Height and width must be multiples of it: the lowest level is 16 times smaller."""
+"""Height and width of the input must be multiples of it: the lowest level has 1/16 of the resolution."""
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -33,16 +39,19 @@ class NormAct(nn.Sequential):
         """(B, C, H, W) -> (B, C, H, W), in the same memory layout."""
         if input.device.type != "cpu" or not _is_channels_last(input):
             return super().forward(input)
-        # A CPU convolves bfloat16 two to four times as fast in this layout. torch's instance norm would copy out of
-        # it and back; its batch norm of one sample is the same norm and stays in it.
+        # Channels-last is two to four times as fast for a bfloat16 convolution on a CPU, but torch's instance norm
+        # copies to the contiguous layout and back. Its batch norm of a single sample is the same norm without copies.
         norm, act = self
         assert isinstance(norm, nn.InstanceNorm2d)
         samples = [F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps) for x in input.split(1)]
-        return torch.cat([act(x) for x in samples])
+        return torch.cat([act(x) for x in samples])  # (B, C, H, W)
 
 
 class ContextModule(nn.Module):
-    """`s = r + conv(A(N(dropout(conv(A(N(r)))))))`; without norms inside at level 1, as in the authors' code."""
+    """Pre-activation residual block `r + conv(A(N(dropout(conv(A(N(r)))))))`, N instance norm, A LeakyReLU.
+
+    Level 1 has no norms inside, as in the authors' code.
+    """
 
     def __init__(self, channels: int, dropout: float, level: int) -> None:
         super().__init__()
@@ -54,13 +63,16 @@ class ContextModule(nn.Module):
         self.conv2 = _conv(channels, channels)
 
     def forward(self, r: Tensor, keys: Tensor | None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.dropout(self.conv1(self.norm1(r)), keys)
+        """(B, C, H, W) -> (B, C, H, W). `keys` (B,) int64 of the dropout masks."""
+        x = self.dropout(self.conv1(self.norm1(r)), keys)  # (B, C, H, W)
         return r + self.conv2(self.norm2(x))
 
 
 class UpSampling(nn.Sequential):
-    """Nearest x2, conv3x3 that halves the channels, N, A; the lowest has a further 1x1, N, A."""
+    """Nearest ×2, conv3x3 that halves the channels, norm, LeakyReLU: (B, C, H, W) -> (B, C/2, 2H, 2W).
+
+    The one from the lowest level has a further conv1x1, norm, LeakyReLU.
+    """
 
     def __init__(self, channels: int, *, lowest: bool) -> None:
         half = channels // 2
@@ -71,10 +83,9 @@ class UpSampling(nn.Sequential):
 
 
 class ImprovedUNet(nn.Module):
-    """The network: images in, logits out.
+    """The Improved UNet: normalised images (B, in_channels, H, W) -> logits (B, out_channels, H, W).
 
-    `base_channels`: filters at full resolution, doubled at each of the four levels below. With the defaults it has
-    the paper's shape: 3,205,715 parameters, 30 convolutions, 25 instance norms.
+    With the defaults it has the shape of the paper's: 3,205,715 parameters, 30 convolutions, 25 instance norms.
     """
 
     def __init__(
@@ -85,19 +96,21 @@ class ImprovedUNet(nn.Module):
         dropout: float = 0.3,
         deep_supervision: bool = True,
     ) -> None:
-        """`dropout`: the share of elements dropped in each context module, in [0, 1).
+        """Build the network with He-normal initial weights, drawn from torch's global generator.
 
-        `deep_supervision`: whether the quarter and half resolution heads are added to the full one.
+        `base_channels`: filters at full resolution, doubled at each of the four levels below. `dropout`: the share of
+        elements dropped in each context module, in [0, 1). `deep_supervision`: add the heads at 1/4 and 1/2 of the
+        resolution to the one at full resolution. Raises ValueError for a `dropout` out of range.
         """
         super().__init__()
-        c = [base_channels * 2**level for level in range(LEVELS)]
+        c = [base_channels * 2**level for level in range(LEVELS)]  # channels of each level
         self.deep_supervision = deep_supervision
 
         self.stem = _conv(in_channels, c[0])
         self.context = nn.ModuleList(ContextModule(c[i], dropout, level=i + 1) for i in range(LEVELS))
         self.context_norms = nn.ModuleList(NormAct(c[i]) for i in range(LEVELS))
         self.down = nn.ModuleList(_conv(c[i], c[i + 1], stride=2) for i in range(LEVELS - 1))
-        self.skip_act = nn.LeakyReLU(0.01)  # the skip of level 1 is not normalised
+        self.skip_act = nn.LeakyReLU(0.01)  # of level 1, whose skip is not normalised
 
         decoder_levels = range(LEVELS - 2, -1, -1)
         self.up = nn.ModuleList(UpSampling(c[i + 1], lowest=i == LEVELS - 2) for i in decoder_levels)
@@ -113,43 +126,49 @@ class ImprovedUNet(nn.Module):
         self.apply(_he_normal)
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Logits (B, out_channels, H, W) of images (B, in_channels, H, W), floats.
+        """Compute the logits (B, out_channels, H, W) of normalised float images (B, in_channels, H, W).
 
-        `keys` (B,) int64: which dropout masks are drawn; needed in training when dropout is above 0.
-        Raises ValueError for a height or width that is not a multiple of 16.
+        `keys` (B,) int64 seed the dropout mask of each sample; required in training when dropout is above 0.
+        Raises ValueError for a height or width that is not a multiple of 16, or for missing keys.
         """
         height, width = images.shape[-2:]
         if height % SIZE_DIVISOR or width % SIZE_DIVISOR:
             raise ValueError(f"images of {height}x{width}: height and width must be multiples of {SIZE_DIVISOR}")
 
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
-            # In channels-last see NormAct. In float32 its sums would be off by 1e-3 at 512 x 512, for little speed.
-            narrow = torch.is_autocast_enabled("cpu")
-            images = images.contiguous(memory_format=torch.channels_last if narrow else torch.contiguous_format)
-        x, skips = self.stem(images), []
+            # bfloat16 runs in channels-last (see NormAct). Float32 gains little there, and the batch norm that stands
+            # in for the instance norm would be off by 1e-3 at 512 × 512.
+            bf16 = torch.is_autocast_enabled("cpu")
+            images = images.contiguous(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+
+        # Context pathway. `level` counts from 0, the full resolution: C = base_channels · 2^level, h = H / 2^level.
+        x, skips = self.stem(images), []  # (B, base_channels, H, W)
         for level in range(LEVELS):
-            r = x if level == 0 else self.down[level - 1](x)
-            s = self.context[level](r, keys)
-            x = self.context_norms[level](s)  # (B, 16·2^level, H/2^level, W/2^level)
+            r = x if level == 0 else self.down[level - 1](x)  # (B, C, h, w)
+            s = self.context[level](r, keys)  # (B, C, h, w)
+            x = self.context_norms[level](s)  # (B, C, h, w)
             skips.append(self.skip_act(s) if level == 0 else x)
 
-        heads = []
+        # Localization pathway.
+        localized = []  # from the lowest level, 3, to the full resolution
         for i, level in enumerate(range(LEVELS - 2, -1, -1)):
-            merged = self.localize[i](torch.cat([skips[level], self.up[i](x)], dim=1))  # (B, 2C, H/2^level, ...)
-            heads.append(merged)
-            x = self.reduce[i](merged) if level else merged
+            both = torch.cat([skips[level], self.up[i](x)], dim=1)  # (B, 2C, h, w)
+            localized.append(self.localize[i](both))  # (B, 2C, h, w)
+            x = self.reduce[i](localized[i]) if level else localized[i]  # (B, C, h, w)
 
-        logits = self.head_full(heads[3])
+        # Deep supervision.
+        logits = self.head_full(localized[3])  # (B, out_channels, H, W)
         if self.deep_supervision:
-            logits = logits + _up2(self.head_half(heads[2]) + _up2(self.head_quarter(heads[1])))
-        return logits  # (B, out_channels, H, W)
+            half = self.head_half(localized[2]) + _upsample2(self.head_quarter(localized[1]))  # (B, out, H/2, W/2)
+            logits = logits + _upsample2(half)
+        return logits
 
 
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _up2(x: Tensor) -> Tensor:
+def _upsample2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 

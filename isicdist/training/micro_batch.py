@@ -13,7 +13,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from isicdist.config import BatchConfig
-from isicdist.data.order import BatchPlan
+from isicdist.data.order import BatchPlan, ceil_div
 from isicdist.errors import TrainingError
 
 CPU_PIXELS = 2**20
@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = (
 
 def plan_batches(batch: BatchConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:
     """Cut the global batch into micro batches for `world_size` processes; `side` of the square images in pixels."""
-    share = -(-batch.global_size // world_size)
+    share = ceil_div(batch.global_size, world_size)
     asked = batch.micro_size
     micro = initial_micro_size(share, side, device) if asked == "auto" else min(asked, share)
     return BatchPlan(global_size=batch.global_size, micro_size=micro, world_size=world_size)
@@ -86,4 +86,4 @@ class OomGuard:
             )
         self.tripped = False
         clear_device_cache(garbage_collection=True)
-        return dataclasses.replace(plan, micro_size=-(-plan.micro_size // 2))
+        return dataclasses.replace(plan, micro_size=ceil_div(plan.micro_size, 2))
