@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from isicdist import __version__
 from isicdist.config import TrainConfig, Tta, load_file, load_recipe
-from shards.command_line import exit_code_of
+from shards.command_line import create_app, run_app
 from shards.errors import UsageError
 
 DEFAULT_RECIPE = "isic2018-128"
@@ -33,13 +32,11 @@ def _settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     Dict(settings, use_commands_as_keys=False, source="config")(app, commands, arguments)
 
 
-app = App(
+app = create_app(
     name="isicdist",
     help="Train, score and use a skin-lesion segmentation network. Make the data with `isic-shards build`.",
     version=__version__,
     config=_settings,
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,  # Ctrl-C says its line, too
 )
 
 
@@ -147,7 +144,7 @@ def predict(
     done = command(models, images, out, tta=tta, probabilities=probabilities, overlay=overlay, submission=submission)
     if done is None:  # a process that is not the main one
         return
-    print(f"{done.masks} masks written to {out}" + (f", {done.kept} were there" if done.kept else ""))
+    print(f"{done.masks} masks written to {out}" + (f", {done.reused} were there" if done.reused else ""))
     if done.rejected:
         print(f"{done.rejected} images could not be used: see {out / 'rejected.csv'}", file=sys.stderr)
     if submission:
@@ -271,7 +268,11 @@ def demo(*, out: Path = Path("demo"), samples: int = 240) -> None:
 
 
 def _join_switches(words: list[str]) -> list[str]:
-    """`--augment.enabled false` as `--augment.enabled=false`: a switch takes its value as the next word, too."""
+    """Turn `--augment.enabled false` into `--augment.enabled=false`.
+
+    cyclopts takes the value of a boolean flag only after `=`, also with `Parameter(n_tokens=1)`; the next word would be
+    an unexpected argument. Only nested flags (with a dot in their name) have this form.
+    """
     joined: list[str] = []
     for word in words:
         if word in ("true", "false") and joined and joined[-1].startswith("--") and "." in joined[-1]:
@@ -282,22 +283,5 @@ def _join_switches(words: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a failure, 2 bad usage, 85 stopped by a signal and saved.
-
-    `--debug` shows the traceback of a failure.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = _join_switches([word for word in words if word != "--debug"])
-
-    def command() -> Any:
-        try:
-            return app(words, exit_on_error=False, print_error=False)
-        except CycloptsError as error:
-            if isinstance(error.__cause__, UsageError):  # what a config section said of its own value
-                raise error.__cause__ from None
-            raise UsageError(f"{error} (isicdist --help shows the commands)") from error
-
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    who = f"rank {os.environ.get('RANK', '?')}: " if several else ""
-    sys.exit(exit_code_of(command, debug=debug, who=who))
+    """Run the command line and exit: 0 done, 1 a failure, 2 bad usage, 85 stopped by a signal and saved."""
+    run_app(app, _join_switches(list(sys.argv[1:] if arguments is None else arguments)))

@@ -1,23 +1,18 @@
-"""The `isic-shards` command: what each subcommand takes, and how it ends."""
+"""The `isic-shards` command line. Heavy imports wait inside the commands: `--help` answers at once."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
-
-from shards.command_line import exit_code_of
+from shards.command_line import create_app, run_app
 from shards.errors import CorruptShardError, UsageError
 from shards.geometry import ResizeMode
 from shards.planning.plan import BuildOptions, OnBadInput, OriginalMasks
 
-app = App(
-    name="isic-shards",
-    help="Pack images and masks into WebDataset tar shards, and look after them.",
-    version_flags=[],
-    suppress_keyboard_interrupt=False,  # Ctrl-C says its line, too
+app = create_app(
+    name="isic-shards", help="Pack images and masks into WebDataset tar shards, and look after them.", version_flags=[]
 )
 
 
@@ -55,30 +50,30 @@ def build(
     size
         Side of the square images in pixels, or original to copy images and masks as they are, undecoded.
     fit
-        How an image is brought to the square: squeezed, on black, or its centre.
+        Resize mode: change the aspect ratio, pad with black, or crop to the centre.
     split
-        The fraction of the groups in each split.
+        Fraction of the groups in each split.
     split_file
-        FILE.csv with the columns id and split, in place of --split.
+        FILE.csv with the columns id and split, instead of --split.
     groups
         FILE.csv:COLUMN, as metadata.csv:lesion_id; the images of one value stay in one split.
     seed
-        Decides which group is in which split, and the order in the shards.
+        Random seed of the splits and of the order in the shards.
     samples_per_shard
-        At most that many samples in one shard.
+        Maximum number of samples in one shard.
     workers
-        Processes that pack; every core by default.
+        Number of processes; one for each core by default.
     scheduler
-        Address of a running Dask cluster that packs instead, as tcp://host:8786; its machines see the same paths.
+        Address of a Dask cluster to run on instead, as tcp://host:8786; its machines see the same paths.
     on_bad_input
-        fail: check all inputs, list the bad ones and build nothing; skip: leave them out and list them.
+        fail: check all inputs, list the bad ones and build nothing; skip: exclude them and list them.
     mask_suffix
-        What a mask's name has after its image's.
+        Suffix of a mask's file name after that of its image.
     original_masks
         Which splits keep the masks at original resolution: none, eval (all but train), or all.
     """
     from shards import console
-    from shards.build import build as run
+    from shards.build import build as build_set
     from shards.inputs.match import BadInputError
 
     options = BuildOptions(
@@ -95,7 +90,7 @@ def build(
     )
     try:
         with console.progress("packing", "pairs") as report:
-            result = run(images, masks, out, options, workers=workers, scheduler=scheduler, report=report)
+            result = build_set(images, masks, out, options, workers=workers, scheduler=scheduler, report=report)
     except BadInputError as error:
         console.print_rejected(error.rejected)
         raise
@@ -115,23 +110,23 @@ def verify(directory: str, /, *, deep: bool = False) -> int:
         Decode every sample too.
     """
     from shards import console
-    from shards.verify import verify as run
+    from shards.verify import verify as verify_set
 
     with console.progress("verifying", "shards") as report:
-        found = run(directory, deep=deep, report=report)
-    for fault in found.faults:
+        verified = verify_set(directory, deep=deep, report=report)
+    for fault in verified.faults:
         print(fault, file=sys.stderr)
-    if found.faults:
-        raise CorruptShardError(
-            f"{directory}: {len(found.faults)} faults (first: {found.faults[0]}); copy the set again or rebuild it"
-        )
-    print(f"{directory}: {found.shards} shards, {found.samples} samples, {found.bytes} bytes, all as the index says")
+    if verified.faults:
+        number, first = len(verified.faults), verified.faults[0]
+        raise CorruptShardError(f"{directory}: {number} faults (first: {first}); copy the set again or rebuild it")
+    content = f"{verified.shards} shards, {verified.samples} samples, {verified.bytes} bytes"
+    print(f"{directory}: {content}, all as the index says")
     return 0
 
 
 @app.command
 def info(directory: str, /) -> int:
-    """Show what is in a shard set.
+    """Show the content of a shard set.
 
     Parameters
     ----------
@@ -156,7 +151,7 @@ def preview(directory: str, /, *, out: Path, samples: int = 24) -> int:
     out
         The PNG file to write.
     samples
-        How many images, shared between the splits.
+        Number of images, shared between the splits.
     """
     from shards.preview import contact_sheet, save
 
@@ -167,28 +162,6 @@ def preview(directory: str, /, *, out: Path, samples: int = 24) -> int:
     return 0
 
 
-@app.meta.default
-def _launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    debug: Annotated[bool, Parameter(negative="")] = False,
-) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    debug
-        Show the traceback of a failure.
-    """
-
-    def command() -> int | None:
-        try:
-            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        except CycloptsError as error:
-            raise UsageError(f"{' '.join(str(error).split())} See isic-shards --help.") from error
-
-    return exit_code_of(command, debug=debug)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and end the process with its exit code."""
-    sys.exit(app.meta(sys.argv[1:] if arguments is None else arguments, result_action="return_value"))
+    """Run the command line and end the process with its exit code (`shards.command_line.run_app`)."""
+    run_app(app, sys.argv[1:] if arguments is None else arguments)

@@ -32,7 +32,9 @@ LOG_WIDTH = 160  # characters in a line if the output is no terminal
 class Report(Protocol):
     """Callback for progress: items done, all items and, with several tasks, the title of the current one."""
 
-    def __call__(self, done: int, total: int, title: str = ..., /) -> None: ...
+    def __call__(self, done: int, total: int, title: str = ..., /) -> None:
+        """Update the progress."""
+        ...
 
 
 class _Rate:

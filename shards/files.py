@@ -1,6 +1,6 @@
-"""Write files and folders atomically: what stands under a final name is whole, however the process ends.
+"""Write files and folders atomically: under its final name a file is complete, however the process ends.
 
-Write to a temporary name beside the final one, fsync, rename, fsync the folder. A killed process leaves at most a
+Write to a temporary name in the same folder, fsync, rename, fsync the folder. A killed process leaves at most a
 temporary file (`.NAME.PID.new`) or folder (`.NAME.new`, `.NAME.old`), which the next write of that name replaces.
 """
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file, or leave `path` as it was. Raises OSError that names `path`."""
+    """Write a complete file, or leave `path` unchanged. Raises OSError with its filename."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Give a temporary path to write to; it replaces `path` when the block ends well, and is removed when it does not.
+    """Yield a temporary path to write to; it replaces `path` on success and is removed on an exception.
 
-    `temporary`: on the same file system; beside `path` by default. Raises OSError that names `path`.
+    `temporary`: on the same file system as `path`; by default in the same folder. Raises OSError with its filename.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _errors_name(path):
+    with _set_filename(path):
         try:
             yield temporary
             publish(temporary, path)
@@ -35,7 +35,7 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Bring a written file to the disk, then rename it to `path`."""
+    """Flush a written file to the disk (fsync), then rename it to `path`. Raises OSError."""
     _fsync(temporary)
     temporary.replace(path)
     _fsync(path.parent)  # or the name could be lost in a power cut
@@ -43,20 +43,20 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; it replaces the folder `path` when the block ends well. Raises OSError.
+    """Yield a temporary folder to fill; it replaces the folder `path` on success. Raises OSError with its filename.
 
-    A folder cannot be renamed over a full one: a kill between the two renames leaves `.NAME.old`, which
-    `recover_folder` puts back.
+    A folder cannot be renamed over a non-empty one: a kill between the two renames leaves `.NAME.old`, which
+    `recover_folder` renames back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = _sibling(path, "new"), _sibling(path, "old")
-    with _errors_name(path):
-        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    with _set_filename(path):
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
         new.mkdir()
         try:
             yield new
-            for each in (*new.rglob("*"), new):
-                _fsync(each)
+            for written in (*new.rglob("*"), new):
+                _fsync(written)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -69,7 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Undo the first of the two renames of `atomic_folder`, where a kill came between them."""
+    """Undo the first of the two renames of `atomic_folder`, if the process was killed between them."""
     old = _sibling(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
@@ -80,8 +80,8 @@ def _sibling(path: Path, state: str) -> Path:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    """Have an OSError name a file: a full disk does not say where."""
+def _set_filename(path: Path) -> Iterator[None]:
+    """Set the filename of an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The bytes of a sample in a tar shard, as webdataset's own writer lays them out, and where each member begins."""
+"""The byte layout of a tar shard, equal to that of webdataset's own writer."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import tarfile
 
 from shards import format
 
-BLOCK = 512  # bytes: a tar header, and what bodies are padded to
-SHARD_END = 10240  # bytes: a tar is padded to a multiple of its record
+BLOCK = 512  # bytes: the size of a tar header, and the multiple to which bodies are padded
+RECORD = 10240  # bytes: a tar is padded to a multiple of its record
 
 
 def padded(size: int) -> int:
-    """The bytes that a member's body of `size` bytes takes in a tar."""
+    """Bytes of a member's body of `size` bytes with its padding."""
     return -(-size // BLOCK) * BLOCK
 
 
 def sample_bytes(sizes: list[int]) -> int:
-    """The bytes that a sample takes in a tar, headers and padding included. An absent member has size 0."""
+    """Bytes of a sample in a tar, headers and padding included. An absent member has size 0."""
     return sum(BLOCK + padded(size) for size in sizes if size)
 
 
 def shard_bytes(content: int) -> int:
-    """The length of a tar whose samples take `content` bytes: two empty blocks, then up to a full record."""
-    return -(-(content + 2 * BLOCK) // SHARD_END) * SHARD_END
+    """Length of a tar whose samples take `content` bytes: two empty blocks end it, then padding to a full record."""
+    return -(-(content + 2 * BLOCK) // RECORD) * RECORD
 
 
 def member_spans(offset: int, sizes: list[int]) -> list[tuple[int, int]]:
     """(first byte, length) in the shard of each member's body, for a sample that begins at `offset`."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     for size in sizes:
         spans.append((offset + BLOCK, size))
         offset += BLOCK + padded(size) if size else 0
@@ -35,11 +35,11 @@ def member_spans(offset: int, sizes: list[int]) -> list[tuple[int, int]]:
 
 
 def pieces(key: str, members: list[bytes]) -> list[bytes]:
-    """The headers, bodies and paddings of a sample in their order; no body is copied.
+    """Split a sample into the pieces of its tar bytes, in order: headers, bodies, paddings. No body is copied.
 
-    `members`: as in `format.MEMBERS`; an empty one is left out. Together they have `layout.sample_bytes`.
+    `members`: in the order of `format.MEMBERS`; an empty one is absent. The total is `sample_bytes`.
     """
-    found = []
+    found: list[bytes] = []
     for name, data in zip(format.MEMBERS, members, strict=True):
         if data:
             found += [_header(f"{key}.{name}", len(data)), data, bytes(padded(len(data)) - len(data))]
@@ -52,10 +52,10 @@ _HEADER = _EMPTY.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _header(name: str, size: int) -> bytes:
-    """tarfile's own header with its name, size and checksum (POSIX 1003.1, ustar) put in: a tenth of tarfile's time."""
+    """Make a ustar header (POSIX 1003.1) by filling name, size and checksum into tarfile's: in a tenth of its time."""
     header = bytearray(_HEADER)
     header[: len(name)] = name.encode()
     header[124:136] = b"%011o\0" % size
-    header[148:156] = b" " * 8  # as which the checksum's own field counts
+    header[148:156] = b" " * 8  # the checksum counts its own field as spaces
     header[148:156] = b"%06o\0 " % sum(header)
     return bytes(header)

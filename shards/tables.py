@@ -11,13 +11,13 @@ from typing import Any
 from shards.errors import UsageError
 
 ID_COLUMNS = ("isic_id", "image_id", "image", "id")
-"""Names of the column with the image's id, the first of them that a table has; else its first column."""
+"""Names of the column with the image's id: the first of them in a table, else its first column."""
 
 
 def read_column_of(spec: str, flag: str, example: str) -> tuple[str, dict[str, str]]:
-    """The name and the values by image id of the column FILE.csv:COLUMN that `flag` was given.
+    """Read the column FILE.csv:COLUMN given to `flag`: its name, and its values by image id.
 
-    `example` is a column name for the message. Raises UsageError that names `flag`.
+    `example` is a column name for the message. Raises UsageError with the flag, as `read_column`.
     """
     path, column = parse_column_spec(spec, flag, example)
     return column, read_column(path, column, flag)
@@ -32,7 +32,11 @@ def parse_column_spec(spec: str, flag: str, example: str) -> tuple[Path, str]:
 
 
 def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
-    """A column of a CSV file by image id. Raises UsageError that names `flag`."""
+    """Read a column of a CSV file: its values by image id.
+
+    Raises UsageError with the flag for a missing file or column, for a file that is not CSV in UTF-8, and for an id
+    with two values.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -53,7 +57,7 @@ def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """A CSV file with a header; a file name that is no UTF-8 is written with backslash escapes."""
+    """Format a CSV file with a header line; undecodable bytes of a file name become backslash escapes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(list(columns))
