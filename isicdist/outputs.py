@@ -1,4 +1,4 @@
-"""What a prediction leaves behind for each image: a mask, and if asked for its probabilities and a picture of both."""
+"""Output files of a prediction: masks, on request probabilities and overlays, and the archive of a submission."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from shards.inputs.match import MASK_SUFFIX
 from shards.inputs.source import File
 
 PROBABILITIES, OVERLAYS = FOLDERS = ("probabilities", "overlays")
-LINE = (0, 229, 255)
-"""The colour of the contour, RGB: none that skin has."""
-LINE_SHARE = 1 / 400
-"""Its width, as a share of the picture's longer side."""
+OUTLINE_COLOUR = (0, 229, 255)
+"""RGB; a colour that skin does not have."""
+OUTLINE_SHARE = 1 / 400
+"""Width of the outline, as a share of the picture's longer side."""
 JPEG_QUALITY = 90
+SUBMISSION_ID = re.compile(r"ISIC_[0-9]{7}")
+"""Image id that the challenge's scorer accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,45 +35,45 @@ class Outputs:
 
     FOLDER/KEY_segmentation.png       8 bits, 255 where the lesion is and 0 elsewhere
     FOLDER/probabilities/KEY.png      8 bits; value v: the probability p is in v/256 < p <= (v+1)/256
-    FOLDER/overlays/KEY.jpg           the image with the mask's contour
+    FOLDER/overlays/KEY.jpg           the image with the outline of its mask
     """
 
     folder: Path
     probabilities: bool = False
-    """Whether the probabilities are written."""
+    """Write the probabilities, too."""
     overlay: bool = False
-    """Whether the overlays are written."""
+    """Write the overlays, too."""
 
     def make_folders(self) -> None:
-        """Make what is not there, and remove what a killed prediction left half written."""
-        for path in self._wanted("any"):
+        """Create the folders, and remove partial files of a killed prediction."""
+        for path in self._requested("any"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for torn in path.parent.glob(".*.new"):
-                torn.unlink()
+            for partial in path.parent.glob(".*.new"):
+                partial.unlink()
 
     def mask(self, file: File) -> Path:
-        """Where the mask of an image lies."""
+        """Path of the mask of an image."""
         return self._mask(_stem(file))
 
-    def is_done(self, file: File) -> bool:
-        """Whether all that is wanted of an image is there, made since the image was last changed."""
-        wanted = self._wanted(_stem(file))
-        return all(path.exists() and path.stat().st_mtime_ns >= file.changed for path in wanted)
+    def are_complete(self, file: File) -> bool:
+        """Return True if all requested files of an image exist, and none is older than the image."""
+        paths = self._requested(_stem(file))
+        return all(path.exists() and path.stat().st_mtime_ns >= file.changed for path in paths)
 
     def write(self, file: File, probs: np.ndarray, threshold: float, picture: np.ndarray | None) -> None:
-        """Write what is wanted of one image, the mask last: `probs` (H, W) float32 in [0, 1].
+        """Write the requested files of one image, the mask last: `probs` (H, W) float32 in [0, 1].
 
-        `threshold`: the probability above which a pixel is lesion. `picture` (H, W, 3) uint8, where there is to be
-        an overlay.
+        `threshold`: of the probability, above which a pixel is lesion. `picture` (H, W, 3) uint8 RGB for the overlay;
+        None writes none.
         """
         stem, mask = _stem(file), probs > threshold
         if self.probabilities:
             write_file(self._probabilities(stem), _png((np.ceil(probs * 256) - 1).clip(0, 255).astype(np.uint8)))
         if picture is not None:
-            write_file(self._overlay(stem), simplejpeg.encode_jpeg(outlined(picture, mask), quality=JPEG_QUALITY))
+            write_file(self._overlay(stem), simplejpeg.encode_jpeg(draw_outline(picture, mask), quality=JPEG_QUALITY))
         write_file(self._mask(stem), _png(mask.view(np.uint8) * np.uint8(255)))
 
-    def _wanted(self, stem: str) -> list[Path]:
+    def _requested(self, stem: str) -> list[Path]:
         extras = [self._probabilities(stem)] * self.probabilities + [self._overlay(stem)] * self.overlay
         return [self._mask(stem), *extras]
 
@@ -85,10 +87,10 @@ class Outputs:
         return self.folder / OVERLAYS / f"{stem}.jpg"
 
 
-def outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def draw_outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Copy `picture` (H, W, 3) uint8 and draw the outline of `mask` (H, W) bool on it."""
     out = picture.copy()
-    out[mask_outline(mask, max(1, round(max(mask.shape) * LINE_SHARE)))] = LINE
+    out[mask_outline(mask, max(1, round(max(mask.shape) * OUTLINE_SHARE)))] = OUTLINE_COLOUR
     return out
 
 
@@ -102,21 +104,17 @@ def _png(values: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-NAME = re.compile(r"ISIC_[0-9]{7}")
-"""What the challenge's scorer knows an image by."""
-
-
 def check_ids(files: Sequence[File]) -> None:
-    """Raise SourceError for an image that the scorer would not know."""
+    """Raise SourceError for an image whose id the challenge's scorer would not accept."""
     for file in files:
-        if not NAME.fullmatch(PurePosixPath(file.name).stem):
+        if not SUBMISSION_ID.fullmatch(PurePosixPath(file.name).stem):
             raise SourceError(
                 f"{file.name}: an image of a submission is named ISIC_ and seven digits; predict without --submission"
             )
 
 
 def write_submission(path: Path, masks: Sequence[Path]) -> None:
-    """Publish the archive: the same masks give the same bytes."""
+    """Write the masks into a flat zip archive; the same masks give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for mask in sorted(masks):

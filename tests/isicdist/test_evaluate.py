@@ -18,7 +18,10 @@ from accelerate import Accelerator
 from matplotlib.colors import to_hex
 from rich.console import Console
 
+from isicdist import evaluate as evaluate_module
 from isicdist.config import ModelConfig, TrainConfig
+from isicdist.data.stream import Stream
+from isicdist.distributed import launch
 from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate, validate
 from isicdist.metrics import figures
@@ -189,6 +192,30 @@ def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, sha
     record = summary_of(run)
     assert summary.scores() == scores_of(record)
     assert threshold == record["thresholds"]["best_threshold"]
+
+
+def test_the_decoding_threads_are_those_of_the_config(shard_set, monkeypatch):
+    requested: list[int] = []
+
+    class RecordedStream(Stream):
+        def __init__(self, *arguments: Any, workers: int, **options: Any) -> None:
+            requested.append(workers)
+            super().__init__(*arguments, workers=workers, **options)
+
+    monkeypatch.setattr(evaluate_module, "Stream", RecordedStream)
+    split = ShardSet.open(shard_set).split("val")
+    validate(build_model(CONFIG), split, Accelerator(cpu=True), micro_size=16, workers=3)
+    assert requested == [3]
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(None, 12), ("1", 12), ("4", 3), ("12", 2)])
+def test_an_evaluation_decodes_on_the_cores_of_its_rank(monkeypatch, ranks, threads):
+    monkeypatch.setattr(launch, "available_cores", lambda: 12)
+    if ranks is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert launch.worker_threads() == threads
 
 
 def test_the_worst_the_median_and_the_best_images_are_drawn_with_both_outlines(run, shard_set, monkeypatch):

@@ -1,4 +1,4 @@
-"""A submission to ISIC 2018 Task 1, as the challenge reads it."""
+"""Files of a prediction, and a submission to ISIC 2018 Task 1 as the challenge reads it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from PIL import Image
 from isicdist.config import ModelConfig
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.unet import ImprovedUNet
+from isicdist.outputs import OUTLINE_COLOUR, Outputs, draw_outline
 from isicdist.predict import predict
 from shards.errors import SourceError
+from shards.inputs.source import File
 
 METADATA = ModelMetadata(
     architecture=ModelConfig(base_channels=2),
@@ -43,6 +45,41 @@ def images(tmp_path: Path, archive: tuple[Path, Path]) -> Path:
     for path in sorted(archive[0].glob("*.jpg"))[:4]:
         shutil.copy(path, tmp_path / "images")
     return tmp_path / "images"
+
+
+def test_the_files_hold_threshold_and_probabilities(tmp_path):
+    outputs, file = Outputs(folder=tmp_path, probabilities=True), File(0, "photographs/ISIC_1.jpg", 9)
+    probs = np.array([[0, 0.25, 0.5], [0.50001, 0.75, 1]], np.float32)
+    outputs.make_folders()
+    outputs.write(file, probs, 0.5, None)
+    with Image.open(outputs.mask(file)) as mask, Image.open(tmp_path / "probabilities" / "ISIC_1.png") as values:
+        assert np.asarray(mask).tolist() == [[0, 0, 0], [255, 255, 255]]
+        assert np.asarray(values).tolist() == [[0, 63, 127], [128, 191, 255]]  # v/256 < p <= (v+1)/256
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"ISIC_1_segmentation.png", "ISIC_1.png"}
+
+
+def test_an_image_is_complete_with_all_requested_files_as_new_as_it(tmp_path):
+    outputs, file = Outputs(folder=tmp_path, overlay=True), File(0, "ISIC_1.jpg", 9)
+    outputs.make_folders()
+    assert not outputs.are_complete(file)
+    outputs.write(file, np.ones((4, 4), np.float32), 0.5, np.zeros((4, 4, 3), np.uint8))
+    assert outputs.are_complete(file)
+    assert not Outputs(folder=tmp_path, probabilities=True).are_complete(file)
+    written = (tmp_path / "overlays" / "ISIC_1.jpg").stat().st_mtime_ns
+    assert not outputs.are_complete(File(0, "ISIC_1.jpg", 9, changed=written + 10**9))
+    (tmp_path / "overlays" / "ISIC_1.jpg").unlink()
+    assert not outputs.are_complete(file)
+
+
+def test_an_outline_is_drawn_on_a_copy():
+    picture, mask = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool)
+    mask[2:7, 2:7] = True
+    drawn = draw_outline(picture, mask)
+    outline = mask.copy()
+    outline[3:6, 3:6] = False
+    assert (drawn[outline] == OUTLINE_COLOUR).all()
+    assert not drawn[~outline].any()
+    assert not picture.any()
 
 
 def test_a_flat_archive_with_one_grey_mask_of_each_image(run, images, tmp_path):

@@ -129,7 +129,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_the_others_are_done(run, ima
 
     for name in bad:  # mended: the list of the first time is gone
         shutil.copy(images / names[2], images / name)
-    assert predict([run], str(images), out) == PredictionCounts(masks=2, kept=8)
+    assert predict([run], str(images), out) == PredictionCounts(masks=2, reused=8)
     assert len(masks(out)) == 10
     assert not (out / "rejected.csv").exists()
 
@@ -180,14 +180,14 @@ def test_a_mask_that_is_there_is_kept_until_its_image_changes(run, images, tmp_p
     paths[2].unlink()
     paths[5].write_bytes(b"kept as it is")
     (out / ".ISIC_segmentation.png.17.new").write_bytes(b"torn")
-    assert predict([run], str(images), out) == PredictionCounts(masks=1, kept=9)
+    assert predict([run], str(images), out) == PredictionCounts(masks=1, reused=9)
     assert (pixels(paths[2]) != whole[paths[2].name]).mean() < 1e-3  # a batch of another size may round otherwise
     assert paths[5].read_bytes() == b"kept as it is"
     assert sorted(path.name for path in out.iterdir()) == [*sorted(whole), "predict.json"]
 
     changed = sorted(images.iterdir())[5]
     os.utime(changed, ns=(0, paths[5].stat().st_mtime_ns + 10**9))
-    assert predict([run], str(images), out) == PredictionCounts(masks=1, kept=9)
+    assert predict([run], str(images), out) == PredictionCounts(masks=1, reused=9)
     assert (pixels(paths[5]) != whole[paths[5].name]).mean() < 1e-3
     assert predict([run], str(images), out, overlay=True) == PredictionCounts(masks=10)
     assert len(list((out / "overlays").iterdir())) == 10
@@ -326,9 +326,9 @@ def test_small_and_unread_pictures_have_a_row(run, images, tmp_path):
 
 def test_masks_may_lie_beside_their_images(run, images):
     for out in (images / "masks", images):
-        for kept in (0, 10):
+        for reused in (0, 10):
             done = predict([run], str(images), out, probabilities=True, overlay=True)
-            assert done == PredictionCounts(masks=10 - kept, kept=kept)
+            assert done == PredictionCounts(masks=10 - reused, reused=reused)
         shutil.rmtree(images / "masks", ignore_errors=True)
 
 
@@ -344,7 +344,7 @@ def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, pytho
     assert one.keys() == two.keys()
     assert max((one[name] != two[name]).mean() for name in one) < 1e-3
     assert predict([run, run], str(images), tmp_path / "out", tta="flips") == PredictionCounts(
-        masks=0, kept=10, rejected=1
+        masks=0, reused=10, rejected=1
     )
 
 
@@ -367,6 +367,6 @@ def test_a_killed_prediction_goes_on_where_it_was(run, images, tmp_path):
     there = masks(out)  # each of them whole
     done = predict([run], str(images), out)
     assert done is not None
-    assert (done.kept, done.masks + done.kept) == (len(there), 70)
-    assert 3 <= done.kept < 70
+    assert (done.reused, done.masks + done.reused) == (len(there), 70)
+    assert 3 <= done.reused < 70
     assert sorted(path.name for path in out.iterdir()) == [*sorted(masks(out)), "predict.json"]
