@@ -1,4 +1,4 @@
-"""A trained model for programs without torch: an ONNX file, compared with the model that it was made from."""
+"""Export of a trained model to ONNX, verified against the torch model with onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from shards.errors import UsageError
 from shards.files import atomic_file
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4
-"""Largest difference of a probability from the model's own."""
-CHECKED = 4
-"""Generated photographs that the comparison is made on."""
+MAX_DIFFERENCE = 1e-4
+"""Maximum absolute difference of a probability between onnxruntime and torch."""
+TEST_IMAGES = 4
+"""Number of synthetic photographs that they are compared on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far onnxruntime is from torch on the same images."""
+    """Agreement of onnxruntime with torch on the same images."""
 
     images: int
     pixels: int
-    """Of all the images together."""
-    largest: float
-    """Largest difference of a probability."""
-    flipped: int
-    """Pixels that are lesion to one of them only."""
+    """Pixels of all images."""
+    max_difference: float
+    """Maximum absolute difference of a probability."""
+    differing_pixels: int
+    """Pixels whose mask differs at the model's threshold."""
 
 
 def export_onnx(checkpoint: Path, out: Path) -> Comparison:
-    """Write the best model of a run as ONNX, once onnxruntime is seen to give the same masks.
+    """Export the best model of a run to ONNX, and check that onnxruntime gives the same masks.
 
-    Input `images`: uint8 (batch, 3, size, size), RGB, fitted as in training; the normalisation is inside. Output
-    `probabilities`: float32 (batch, 1, size, size). The batch is of any size. The file's metadata has the model's
-    card as JSON under `isicdist`: size, fit, threshold.
-    Raises UsageError without the packages, CheckpointError for the model, or where the two differ.
+    Input `images`: uint8 (batch, 3, size, size), RGB, resized as in training; the normalisation is part of the graph.
+    Output `probabilities`: float32 (batch, 1, size, size) in [0, 1]. The batch size is dynamic. The file's metadata
+    has the model's as JSON under `isicdist`: size, fit, threshold and the rest of `ModelMetadata`.
+    Raises UsageError without the packages, CheckpointError for a model that cannot be loaded, and where the two
+    differ; then no file is written.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -57,22 +58,24 @@ def export_onnx(checkpoint: Path, out: Path) -> Comparison:
     with atomic_file(out) as temporary:
         _convert(model, temporary)
         comparison = _compare(model, temporary)
-        if comparison.largest > TOLERANCE or comparison.flipped:
+        if comparison.max_difference > MAX_DIFFERENCE or comparison.differing_pixels:
             raise CheckpointError(
                 f"{out}: not written, as onnxruntime is not torch: probabilities differ by up to "
-                f"{comparison.largest:.1e}, and {comparison.flipped} of {comparison.pixels} pixels of the masks"
+                f"{comparison.max_difference:.1e}, and {comparison.differing_pixels} of {comparison.pixels} "
+                "pixels of the masks"
             )
     return comparison
 
 
 def _convert(model: Segmenter, path: Path) -> None:
+    """Write `model` as ONNX, with its metadata."""
     model = copy.deepcopy(model)
     _stage_norms(model)
     size = model.input_spec.size
     images = torch.zeros((2, 3, size, size), dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which we do without
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch
         program = torch.onnx.export(
             model,
             (images,),
@@ -82,16 +85,16 @@ def _convert(model: Segmenter, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # it is None for the old exporter only
+    assert program is not None  # only the old exporter returns None
     program.model.metadata_props["isicdist"] = json.dumps(model.metadata.to_json())
     program.save(path)
 
 
 class _StagedNorm(nn.Module):
-    """Instance norm whose means are taken over each row first, then over the rows.
+    """Instance norm that sums over each row first, then over the rows.
 
-    onnxruntime's own adds up a whole channel one float after the other: where the fit has left black borders, its
-    probabilities were out by 1.4e-4 at 256 pixels. In two stages they are within 2e-6, in the same time.
+    onnxruntime's own sums a whole channel sequentially in float32: on padded images its probabilities differed by
+    1.4e-4 at 256 pixels. In two stages they differ by less than 2e-6, in the same time.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d) -> None:
@@ -99,18 +102,19 @@ class _StagedNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Normalise each channel of each image: (B, C, H, W) -> (B, C, H, W)."""
         centred = x - _staged_mean(x)
         scale = torch.rsqrt(_staged_mean(centred * centred) + self.norm.eps) * self.norm.weight.view(1, -1, 1, 1)
         return centred * scale + self.norm.bias.view(1, -1, 1, 1)
 
 
 def _staged_mean(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 1, 1)."""
+    """Average over the pixels in two stages: (B, C, H, W) -> (B, C, 1, 1)."""
     return x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
 def _stage_norms(module: nn.Module) -> None:
+    """Replace each instance norm in `module` by a `_StagedNorm`, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.InstanceNorm2d):
             setattr(module, name, _StagedNorm(child))
@@ -119,22 +123,23 @@ def _stage_norms(module: nn.Module) -> None:
 
 
 def _compare(model: Segmenter, path: Path) -> Comparison:
+    """Run the ONNX file and `model` on the same synthetic photographs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    images = np.stack([_photograph(model, number) for number in range(CHECKED)])  # (B, 3, H, W)
+    images = np.stack([_photograph(model, index) for index in range(TEST_IMAGES)])  # (B, 3, H, W)
     expected = model(torch.from_numpy(images)).numpy()
-    # One image alone and the others together: the size of the batch is not built in.
+    # In batches of two sizes, to check that the batch size is dynamic.
     found = np.concatenate([np.asarray(session.run(None, {"images": part})[0]) for part in (images[:1], images[1:])])
     return Comparison(
         images=len(images),
         pixels=expected.size,
-        largest=float(np.abs(found - expected).max()),
-        flipped=int(np.count_nonzero((found > model.threshold) != (expected > model.threshold))),
+        max_difference=float(np.abs(found - expected).max()),
+        differing_pixels=int(np.count_nonzero((found > model.threshold) != (expected > model.threshold))),
     )
 
 
-def _photograph(model: Segmenter, number: int) -> np.ndarray:
-    """A generated photograph as the model sees it, (3, H, W) uint8."""
-    pixels, _ = synthetic.photograph(0, number)
+def _photograph(model: Segmenter, index: int) -> np.ndarray:
+    """Draw a synthetic photograph, resized to the model's input: (3, H, W) uint8."""
+    pixels, _ = synthetic.photograph(0, index)
     return model.resize_plan(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)

@@ -20,7 +20,9 @@ def to_unit(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
     """Subtract `mean` from float images (B, 3, H, W) in [0, 1], and divide by `std`, per channel."""
-    return (images - _constant(mean, images.device, images.dtype)) / _constant(std, images.device, images.dtype)
+    # A tracer (torch.export, torch.compile) would leave its own fake tensors in the cache.
+    constant = _constant.__wrapped__ if torch.compiler.is_compiling() else _constant
+    return (images - constant(mean, images.device, images.dtype)) / constant(std, images.device, images.dtype)
 
 
 @functools.lru_cache(maxsize=16)

@@ -47,7 +47,7 @@ def test_the_file_gives_the_models_probabilities_for_any_batch(run, tmp_path, ca
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert f"written to {out}\n" in said
-    assert f"0 of {export.CHECKED * 48 * 48} mask pixels differ" in said
+    assert f"0 of {export.TEST_IMAGES * 48 * 48} mask pixels differ" in said
     assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
 
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
