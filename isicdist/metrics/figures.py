@@ -38,10 +38,7 @@ def draw_examples(examples: Sequence[Example], out: Path) -> None:
         axes[0].set_ylabel(group)
     lines = [Line2D([], [], color=colour) for colour in (TRUTH, PREDICTION)]
     figure.legend(lines, ["ground truth", "prediction"], loc="outside lower center", ncols=2, facecolor="#8a6a5c")
-    FigureCanvasAgg(figure)
-    png = io.BytesIO()
-    figure.savefig(png, dpi=110)
-    write_file(out, png.getvalue())
+    _save(figure, out)
 
 
 def _draw_outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
@@ -49,3 +46,10 @@ def _draw_outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
     layer = np.zeros((*mask.shape, 4))  # RGBA, transparent
     layer[mask_outline(mask, max(1, round(max(mask.shape) * OUTLINE_SHARE)))] = to_rgba(colour)
     axis.imshow(layer)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    FigureCanvasAgg(figure)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110)
+    write_file(out, png.getvalue())

@@ -1,52 +1,60 @@
-"""Curves of a run as they are drawn; the example images are tested with the evaluation, in test_evaluate.py."""
+"""The figure of an evaluation: a row each of the worst, median and best images, with both outlines."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from PIL import Image
 
 from isicdist.metrics import figures
-from isicdist.metrics.figures import draw_curves
-from isicdist.metrics.thresholds import BINS, ThresholdCurve
+from isicdist.metrics.examples import Example
+from isicdist.metrics.figures import PREDICTION, TRUTH, draw_examples
 
-TRAIN: list[dict[str, Any]] = [
-    {"step": 1, "loss": None, "pooled_dice": 0.25},
-    {"step": 2, "loss": 0.5, "pooled_dice": 0.75},
+SIDE = 16
+
+
+def example(group: str, key: str, dice: float) -> Example:
+    """Make an example whose ground truth is a square and whose prediction is empty."""
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[4:9, 4:9] = True
+    return Example(
+        group=group,
+        key=key,
+        dice=dice,
+        lesion_area=float(mask.mean()),
+        aspect_ratio=1.0,
+        image=np.full((SIDE, SIDE, 3), 128, np.uint8),
+        mask=mask,
+        prediction=~mask if group == "worst" else np.zeros_like(mask),
+    )
+
+
+EXAMPLES = [
+    example(group, f"{group}{column}", column / 8) for group in ("worst", "median", "best") for column in (1, 2)
 ]
-EVALUATIONS: list[dict[str, Any]] = [{"step": 2, "mean_dice": 0.5}]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    found: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, out: found.append(figure))
-    return found
+def test_each_group_is_a_row_with_outlines_of_truth_and_prediction(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, out: drawn.append(figure))
+    draw_examples(EXAMPLES, Path("examples.png"))
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == [f"{each.key}\nDice {each.dice:.3f}" for each in EXAMPLES]
+    assert [axis.get_ylabel() for axis in axes] == ["worst", "", "median", "", "best", ""]
+    for axis in axes:
+        _, truth, prediction = (np.asarray(layer.get_array()) for layer in axis.images)
+        assert (truth[..., 3] > 0).sum() == 5 * 5 - 3 * 3  # the outline alone
+        assert (truth[4, 4] == to_rgba(TRUTH)).all()
+        # The first row's prediction reaches the edge of the image, which bounds it; the others are empty.
+        assert (prediction[0, 0] == (to_rgba(PREDICTION) if axis.get_title().startswith("worst") else 0)).all()
 
 
-def test_learning_curves_have_a_gap_where_a_value_is_not_finite(drawn):
-    draw_curves(TRAIN, EVALUATIONS, {}, Path("report.png"))
-    loss, dice = drawn[0].axes
-    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, math.nan], [2, 0.5]])
-    assert [line.get_label() for line in dice.lines] == ["train, pooled", "validation, mean"]
-    assert np.asarray(dice.lines[1].get_xydata()).tolist() == [[2, 0.5]]
-
-
-def test_the_calibration_curve_is_the_share_of_lesion_by_probability(drawn):
-    on, off = np.zeros(BINS, dtype=np.int64), np.zeros(BINS, dtype=np.int64)
-    on[[0, 15, 255]] = 1, 2, 8
-    off[[3, 255]] = 9, 8
-    draw_curves(TRAIN, EVALUATIONS, {"test": ThresholdCurve(on=on, off=off).table()}, Path("report.png"))
-    dice, calibration = drawn[0].axes[2:]
-    assert len(np.asarray(dice.lines[0].get_xydata())) == BINS
-    points = np.asarray(calibration.lines[0].get_xydata()).tolist()  # bins without a pixel are left out
-    assert points == [[0.5 / 16, 3 / 12], [15.5 / 16, 8 / 16]]
-
-
-def test_the_report_is_a_picture(tmp_path):
-    draw_curves(TRAIN, [], {}, tmp_path / "report.png")
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+def test_the_figure_is_a_png(tmp_path):
+    draw_examples(EXAMPLES, tmp_path / "examples.png")
+    with Image.open(tmp_path / "examples.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.height > picture.width  # three rows of two
