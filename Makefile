@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/isicdist demo
 
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
+
+# `make test` with the share of lines that the tests run.
+coverage: .venv/installed-dev lint
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -16,8 +22,11 @@ lint: .venv/installed-dev
 	$(BIN)/pyright
 	$(BIN)/codespell
 
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 # The marker is touched last, so an interrupted install is done again.
 .venv/installed: pyproject.toml constraints.txt
@@ -29,4 +38,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
