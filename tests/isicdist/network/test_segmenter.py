@@ -121,12 +121,14 @@ def test_a_model_that_is_not_there_is_named_in_one_line(best, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_package_brings_no_torch_until_it_is_asked_to():
+def test_public_names_are_imported_on_first_use():
     script = (
         "import sys, isicdist\n"
+        "isicdist.TrainConfig, isicdist.BatchPlan, isicdist.CheckpointError\n"
         "assert 'torch' not in sys.modules\n"
-        "assert 'load_model' in isicdist.__all__ and not hasattr(isicdist, 'load_modle')\n"
-        "from isicdist import load_model\n"
+        "assert 'load_model' in dir(isicdist) and not hasattr(isicdist, 'load_modle')\n"
+        "from isicdist import *\n"
+        "assert load_model.__module__ == Segmenter.__module__ == 'isicdist.network.segmenter'\n"
         "assert 'torch' in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

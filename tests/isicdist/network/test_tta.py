@@ -27,7 +27,7 @@ def test_off_is_the_network_alone():
         assert torch.equal(mean_probs(network(), IMAGES, "off"), network()(IMAGES).sigmoid())
 
 
-def test_each_opinion_is_turned_back_before_the_mean():
+def test_each_prediction_is_transformed_back_before_the_mean():
     weight = torch.arange(32 * 32, dtype=torch.float32).reshape(32, 32) / 500 - 1  # says another thing of every pixel
     probs = mean_probs(lambda images: images[:, :1] * weight, IMAGES, "d4").numpy()
     image, total = IMAGES.numpy()[:, 0], np.zeros((2, 32, 32))
@@ -52,7 +52,7 @@ def test_flips_are_the_image_and_its_mirror_images():
 
 
 @pytest.mark.parametrize("mode", ["flips", "d4"])
-def test_a_turned_image_has_the_turned_mask(mode: Tta):
+def test_the_prediction_of_a_transformed_image_is_the_transformed_prediction(mode: Tta):
     model = network()
     with torch.inference_mode():
         straight = mean_probs(model, IMAGES, mode)
