@@ -171,25 +171,27 @@ def export(run: Path, *, out: Path, format: Literal["onnx"] = "onnx") -> None:
     same = export_onnx(run, out)
     print(f"written to {out}")
     print(
-        f"onnxruntime against torch on {same.images} images: probabilities within {same.largest:.1e}, "
-        f"{same.flipped} of {same.pixels} mask pixels differ"
+        f"onnxruntime against torch on {same.images} images: probabilities within {same.max_difference:.1e}, "
+        f"{same.differing_pixels} of {same.pixels} mask pixels differ"
     )
 
 
 @app.command
-def report(run: Path) -> None:
-    """Show what a run has come to: settings, scores, and a picture of its curves.
+def report(*runs: Path, out: Path | None = None) -> None:
+    """Show settings and scores of one run or several; --out writes a page with curves, pictures and comparisons.
 
     Parameters
     ----------
-    run
-        The folder of the run.
+    runs
+        The folders of the runs; several are compared with the first.
+    out
+        The HTML file to write, as report.html: one file that loads nothing from the network.
     """
     from rich.console import Console
 
     from isicdist.report import report as command
 
-    command(run, Console())
+    command(runs, Console(), out)
 
 
 @app.command

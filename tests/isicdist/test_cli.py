@@ -74,7 +74,7 @@ def test_debug_shows_the_traceback_of_a_failure(tmp_path, capsys):
 
 
 def test_ctrl_c_is_one_line_and_exit_130(monkeypatch, capsys):
-    def interrupted(run: object, console: object) -> None:
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("isicdist.report.report", interrupted)

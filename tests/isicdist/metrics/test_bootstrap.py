@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from isicdist.metrics.bootstrap import RESAMPLES, bootstrap_intervals
+from isicdist.metrics.bootstrap import RESAMPLES, bootstrap_intervals, paired_difference
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
 
 DIGEST = "5c89b6f2" * 8
@@ -51,3 +51,26 @@ def test_one_image_or_only_empty_ones_leave_no_doubt():
     assert one == {name: (getattr(summary, name),) * 2 for name in SCORE_NAMES}
     empty = np.array([[0, 0, 0, 0], [1, 0, 0, 0]])
     assert set(bootstrap_intervals(empty, DIGEST).values()) == {(1.0, 1.0)}
+
+
+def test_a_paired_difference_is_the_percentiles_of_the_resampled_differences():
+    first, second = (np.random.default_rng(seed).random(9) for seed in (1, 2))
+    generator = np.random.default_rng(int(DIGEST, 16))
+    chosen = [generator.integers(9, size=9) for _ in range(RESAMPLES)]
+    values = np.sort([second[images].mean() - first[images].mean() for images in chosen])
+    found = paired_difference(first, second, DIGEST)
+    assert (found.n, found.difference) == (9, pytest.approx(second.mean() - first.mean()))
+    low, high = found.interval_95
+    assert values[49] - 1e-12 <= low <= values[50] + 1e-12
+    assert values[1949] - 1e-12 <= high <= values[1950] + 1e-12
+
+
+def test_pairing_shows_a_small_difference_between_images_of_very_different_difficulty():
+    generator = np.random.default_rng(1)
+    first = generator.random(200)
+    better = paired_difference(first, first + 0.01 + generator.normal(0, 0.01, 200), DIGEST)
+    assert better.is_clear
+    assert not paired_difference(first, generator.permutation(first), DIGEST).is_clear
+    assert paired_difference(first, first, DIGEST).interval_95 == (0, 0)
+    with pytest.raises(ValueError, match="scores of 200 and of 1 images"):
+        paired_difference(first, first[:1], DIGEST)

@@ -1,0 +1,126 @@
+"""The report as one HTML page: every style, script and picture is in the file, and it loads nothing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from isicdist import __version__
+from isicdist.metrics.dice import SCORE_NAMES
+from isicdist.report.collect import Evaluation, RunFiles
+from isicdist.report.compare import compare_runs, differing_settings
+from isicdist.report.gallery import Picture, data_uri
+from isicdist.report.plots import (
+    Chart,
+    calibration_chart,
+    histogram_chart,
+    learning_charts,
+    lesion_size_chart,
+    threshold_chart,
+)
+from isicdist.report.reproduce import evaluate_commands, train_command
+
+REFERENCE = {"mean_dice": 0.898, "mean_jaccard": 0.838, "thresholded_jaccard": 0.802}
+"""Scores of the winner of ISIC 2018 Task 1 on the challenge's 1,000 test images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSection:
+    """All runs on one split: their evaluations, charts and pictures."""
+
+    split: str
+    evaluations: dict[str, Evaluation]
+    """By name of the run."""
+    charts: list[Chart]
+    pictures: dict[str, dict[str, list[Picture]]]
+    """The worst, median and best images, by name of the run and by group; only runs that have them."""
+
+    @classmethod
+    def of(cls, split: str, runs: Sequence[RunFiles]) -> SplitSection:
+        """Collect what the runs have of one split."""
+        evaluations = {run.name: run.evaluations[split] for run in runs if split in run.evaluations}
+        drawings = (threshold_chart, calibration_chart, histogram_chart, lesion_size_chart)
+        return cls(
+            split=split,
+            evaluations=evaluations,
+            charts=[draw(evaluations) for draw in drawings],
+            pictures={
+                name: _by_group([Picture.of(example) for example in evaluation.examples])
+                for name, evaluation in evaluations.items()
+                if evaluation.examples
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Speed and progress of a run's training, over its logged steps."""
+
+    images_per_s: float
+    """Median images per second, all processes together."""
+    data_wait: float
+    """Median share of the time spent waiting for data, 0 to 1."""
+    skipped: int
+    """Updates that were skipped because loss or gradient was not finite."""
+
+    @classmethod
+    def of(cls, run: RunFiles) -> Throughput:
+        """Summarise the logged steps."""
+        return cls(
+            images_per_s=statistics.median(each.images_per_s for each in run.train),
+            data_wait=statistics.median(each.data_wait for each in run.train),
+            skipped=sum(each.skipped for each in run.train),
+        )
+
+
+def render_page(runs: Sequence[RunFiles]) -> str:
+    """Render the page about one run or several. Raises CheckpointError for a damaged file of an evaluation."""
+    splits = dict.fromkeys(split for run in runs for split in run.evaluations)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            version=__version__,
+            runs=runs,
+            sections=[SplitSection.of(split, runs) for split in splits],
+            learning=learning_charts(runs),
+            throughput={run.name: Throughput.of(run) for run in runs},
+            differences=differing_settings(runs) if len(runs) > 1 else [],
+            comparisons=compare_runs(runs),
+            score_names=SCORE_NAMES,
+            reference=REFERENCE,
+            train_command=train_command,
+            evaluate_commands=evaluate_commands,
+        )
+    )
+
+
+def _by_group(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    groups: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.example.group, []).append(picture)
+    return groups
+
+
+def _environment() -> Environment:
+    # autoescape=True, not select_autoescape(), which decides by the last suffix: .j2.
+    environment = Environment(
+        loader=PackageLoader("isicdist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "score": lambda value: f"{value:.3f}",
+        "signed": lambda value: f"{value:+.4f}",
+        "percent": lambda value: f"{value:.1%}",
+        "words": lambda name: name.replace("_", " "),
+        "svg_uri": lambda svg: data_uri(svg, "image/svg+xml"),
+        "pretty_json": lambda value: json.dumps(value, indent=1),
+    }
+    return environment

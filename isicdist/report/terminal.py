@@ -1,0 +1,56 @@
+"""Table of a run's scores for the console."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from isicdist.metrics.dice import SCORE_NAMES
+from isicdist.report.collect import RunFiles
+
+
+def print_run(run: RunFiles, console: Console) -> None:
+    """Print the settings and scores of a run, and the evaluations that are out of date."""
+    console.print(describe(run))
+    if run.best:
+        console.print(f"best model: step {run.best.step}")
+    for summary in run.outdated:
+        console.print(f"{summary.split} was evaluated at step {summary.model_step}: evaluate it again")
+    console.print(_score_table(run))
+    for evaluation in run.evaluations.values():
+        picture = evaluation.folder / "examples.png"
+        if picture.exists():
+            console.print(f"worst, median and best images: {picture}", soft_wrap=True)
+
+
+def describe(run: RunFiles) -> str:
+    """Describe in one line how far a run has come and how it was started."""
+    last = run.train[-1]
+    return (
+        f"step {last.step} · epoch {last.epoch} · {last.samples} samples · {run.config['world_size']} processes · "
+        f"{run.precision} · global batch {run.config['batch']['global_size']}"
+    )
+
+
+def _score_table(run: RunFiles) -> Table:
+    """Tabulate the scores by split, resolution and threshold: of the best model, on `val` and the evaluated splits."""
+    table = Table("split", "resolution", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("threshold", "n", *SCORE_NAMES):
+        table.add_column(name.replace("_", "\n"), justify="right")
+    if run.best:
+        table.add_row(f"{run.best.split} (best)", "network", "0.5", *_cells(run.best.to_json()))
+    for evaluation in run.evaluations.values():
+        for scored in evaluation.summary.by_threshold():
+            for resolution, scores in scored.by_resolution().items():
+                cells = _cells(dataclasses.asdict(scores))
+                table.add_row(evaluation.summary.split, resolution, f"{scored.threshold:.4g}", *cells)
+    return table
+
+
+def _cells(scores: Mapping[str, Any]) -> list[str]:
+    return [str(scores["n"]), *(f"{scores[name]:.4f}" for name in SCORE_NAMES)]
