@@ -171,7 +171,7 @@ def _without_outputs(out: Path, images: str, files: list[File]) -> list[File]:
     root, folder = Path(images).resolve(), out.resolve()
     if not folder.is_relative_to(root):
         return files
-    output_folders = [folder.relative_to(root) / name for name in FOLDERS]
+    output_folders = [PurePosixPath(folder.relative_to(root) / name) for name in FOLDERS]
     return [file for file in files if PurePosixPath(file.name).parent not in output_folders]
 
 

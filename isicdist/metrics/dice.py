@@ -188,11 +188,13 @@ class DiceReduction:
         columns[0, accelerator.process_index] = length
         if self._out_of_range is not None:
             columns[1, accelerator.process_index] = self._out_of_range
-        lengths, flags = torch.as_tensor(accelerator.reduce(columns, "sum")).tolist()
+        summed: list[list[int]] = torch.as_tensor(accelerator.reduce(columns, "sum")).tolist()
+        lengths, flags = summed
         return lengths, any(flags)
 
 
 def pooled_dice(counts: Tensor, accelerator: Accelerator) -> float:
     """Pooled Dice of the counts (3,) int64 of TP, FP, FN that each rank has summed: one small all-reduce."""
-    tp, fp, fn = torch.as_tensor(accelerator.reduce(counts, "sum")).tolist()
+    summed: list[int] = torch.as_tensor(accelerator.reduce(counts, "sum")).tolist()
+    tp, fp, fn = summed
     return dice_of(tp, fp, fn)
