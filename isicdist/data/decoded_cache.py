@@ -9,9 +9,11 @@ or a full disk, or being written by another rank does not match its marker, and 
 
 Reading by mmap takes about half of the time of pread, but access to a page that the file does not have (truncated, or
 a hole on a full disk) raises SIGBUS, which ends the process. So each process reads and verifies a record by pread once,
-and by mmap from then on, as long as the file has its full size.
+and by mmap from then on, as long as the file has its full size. On a network file system every read is by pread and
+verified: what another machine does to the file, or what is lost when written pages are sent, is noticed by nothing else.
 
-In the folder of `auto` a new file evicts files that no process has open, the least recently used first.
+In the folder of `auto` a new file evicts files that no process has open, the least recently used first. `auto` means
+"if possible": where the folder cannot be written or locked, a line says so and every epoch decodes.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class DecodedCache:
         self._record = record_bytes(size)
         self._bytes = len(split) * self._record
         self._verified = np.zeros(len(split), dtype=bool)  # records whose marker this process has checked
-        self._disk_full, self._warn_lock = False, threading.Lock()
+        self._mappable = not on_network(self.path)
+        self._write_failed, self._warn_lock = False, threading.Lock()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         weakref.finalize(self, os.close, self._file)
         fcntl.flock(self._file, fcntl.LOCK_SH)  # `evict` skips a locked file
@@ -75,14 +78,21 @@ class DecodedCache:
     def open(cls, setting: str, split: Split) -> Self | None:
         """Open the cache by the setting `stream.decoded_cache`: off, auto or a folder.
 
-        None for off, for images that differ in size, and for auto where the file would be too large.
+        None for off, for images that differ in size, and for auto where the file would be too large or, with a
+        warning, cannot be written. Raises OSError for a folder that cannot be written.
         """
         if setting == "off" or split.size is None:
             return None
-        if setting != "auto":
-            return cls(split, setting)
-        folder = cache_root() / "decoded"
-        return cls(split, folder) if _make_room(split, folder) else None
+        folder = cache_root() / "decoded" if setting == "auto" else Path(setting)
+        try:
+            return cls(split, folder) if setting != "auto" or _make_room(split, folder) else None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if setting != "auto":
+                hint = "give another folder, auto or off (--stream.decoded-cache)"
+                raise OSError(error.errno, f"decoded samples cannot be cached here ({reason}); {hint}", setting) from error
+            _warn_once(f"{folder}: decoded samples cannot be cached there ({reason}); every epoch decodes them")
+            return None
 
     def read(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Read a sample into `image` (H, W, 3) and `mask` (H, W), uint8; decode it by `Split.sample` if not cached.
@@ -99,25 +109,26 @@ class DecodedCache:
             image[:], mask[:] = self._images[index], self._masks[index]
             return True
         marker = bytearray(_MARKER_BYTES)
-        read = os.preadv(self._file, [marker, image.data, mask.data], index * self._record)
-        self._verified[index] = read == self._record and marker == _marker(image, mask)
+        try:
+            read = os.preadv(self._file, [marker, image.data, mask.data], index * self._record)
+        except OSError:  # a disk or a server that fails: the sample itself can still be read
+            return False
+        self._verified[index] = read == self._record and bytes(marker) == _marker(image, mask)
         return bool(self._verified[index])
 
     def _store(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
-        """Write a record; on a full disk, warn once and stop writing."""
-        if self._disk_full:
+        """Write a record; where it fails (a full disk, a quota), warn once and stop writing."""
+        if self._write_failed:
             return
         try:
             written = os.pwritev(self._file, [_marker(image, mask), image.data, mask.data], index * self._record)
-            self._verified[index] = written == self._record
+            self._verified[index] = self._mappable and written == self._record
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
             with self._warn_lock:
-                warned, self._disk_full = self._disk_full, True
+                warned, self._write_failed = self._write_failed, True
             if not warned:
-                line = f"warning: {self.path}: the disk is full; the other samples are decoded each time"
-                print(line, file=sys.stderr)
+                reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+                _warn_once(f"{self.path}: {reason}; the other samples are decoded each time")
 
 
 def record_bytes(size: int) -> int:

@@ -54,7 +54,7 @@ def epoch_order(index: Index, seed: int, epoch: int, window: int | None = None) 
     counts = np.asarray(index.shard_samples, dtype=np.int64)
     base = int.from_bytes(hashlib.sha256(f"{index.digest}/{seed}".encode()).digest()[:8], "little")
     # The keys of an epoch are distinct (`random_keys`), so that the sort need not be stable.
-    order = np.argsort(random_keys(base, epoch, np.arange(counts.sum()), Purpose.SAMPLE_ORDER)).astype(np.int64)
+    order = np.argsort(random_keys(base, epoch, np.arange(int(counts.sum())), Purpose.SAMPLE_ORDER)).astype(np.int64)
     if window is None or window >= len(counts):
         return order
     if window < 1:

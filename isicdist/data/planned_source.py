@@ -51,7 +51,7 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
             advance(len(order))
 
     def _sample(self, index: int) -> dict[str, Any]:
-        shard = self.split.shards[self.split.table["shard"][index]]
+        shard = self.split.shards[int(self.split.table["shard"][index])]
         members = {name: bytes(self.split.read(index, member)) for member, name in enumerate(MEMBERS)}
         present = {name: data for name, data in members.items() if data}
         return {"__key__": self.split.key(index), "__url__": f"{self.split.root}/{shard}", **present}

@@ -142,15 +142,16 @@ class ImprovedUNet(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
 
         # Context pathway. `level` counts from 0, the full resolution: C = base_channels · 2^level, h = H / 2^level.
-        x, skips = self.stem(images), []  # (B, base_channels, H, W)
+        x: Tensor = self.stem(images)  # (B, base_channels, H, W)
+        skips: list[Tensor] = []
         for level in range(LEVELS):
-            r = x if level == 0 else self.down[level - 1](x)  # (B, C, h, w)
-            s = self.context[level](r, keys)  # (B, C, h, w)
+            r: Tensor = x if level == 0 else self.down[level - 1](x)  # (B, C, h, w)
+            s: Tensor = self.context[level](r, keys)  # (B, C, h, w)
             x = self.context_norms[level](s)  # (B, C, h, w)
             skips.append(self.skip_act(s) if level == 0 else x)
 
         # Localization pathway.
-        localized = []  # from the lowest level, 3, to the full resolution
+        localized: list[Tensor] = []  # from the lowest level, 3, to the full resolution
         for i, level in enumerate(range(LEVELS - 2, -1, -1)):
             both = torch.cat([skips[level], self.up[i](x)], dim=1)  # (B, 2C, h, w)
             localized.append(self.localize[i](both))  # (B, 2C, h, w)

@@ -1,11 +1,11 @@
-"""Weights on the disk: safetensors with a sha256 beside them, in a folder that is published whole or not at all."""
+"""Files of weights: safetensors, their sha256, and folders that are published atomically."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,8 +15,8 @@ from torch import Tensor
 from isicdist.errors import CheckpointError
 from shards.files import atomic_folder
 
-# Layers whose names were others before 0.2, so that older checkpoints load.
-_RENAMED = {
+# Names of layers in version 0.1, as regular expressions, and their names now: checkpoints of 0.1 load.
+_RENAMED_LAYERS = {
     r"^hand_on\.": "context_norms.",
     r"^merge\.": "localize.",
     r"^halve\.": "reduce.",
@@ -31,32 +31,32 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Load a state dict on the CPU, its layers by the names of today. Raises OSError or SafetensorError."""
-    return {_name_of_today(name): value for name, value in load_file(path).items()}
+    """Load a state dict on the CPU; layers with names of version 0.1 are renamed. Raises OSError or SafetensorError."""
+    return {_current_name(name): value for name, value in load_file(path).items()}
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file, as hexadecimal digits."""
+    """Compute the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def checkpoint_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill that replaces `path` once every byte is on the disk.
+def checkpoint_folder(path: Path) -> Generator[Path]:
+    """Context manager that gives a temporary folder, and atomically replaces `path` by it at the end.
 
-    Raises CheckpointError when it cannot be written; then `path` is as it was.
+    Raises CheckpointError when it cannot be written; then `path` is unchanged.
     """
     try:
         with atomic_folder(path) as folder:
             yield folder
-    except (OSError, RuntimeError, SafetensorError) as error:  # each library says "disk full" in a way of its own
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises another one in each library
         raise CheckpointError(
             f"{path}: not written ({error}); is the disk full? What was saved before stands"
         ) from error
 
 
-def _name_of_today(name: str) -> str:
-    for before, now in _RENAMED.items():
-        name = re.sub(before, now, name)
+def _current_name(name: str) -> str:
+    for old, new in _RENAMED_LAYERS.items():
+        name = re.sub(old, new, name)
     return name

@@ -12,16 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
-from webdataset import filters
-from webdataset.pipeline import DataPipeline
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from isicdist.data.order import MASKED, BatchPlan
-from isicdist.data.planned_source import PlannedSource
 from isicdist.data.stream import Batch, Stream, StreamState
 from isicdist.errors import CheckpointError
-from shards import codecs, format, layout
+from shards import format, layout
 from shards.errors import CorruptShardError, UsageError
 from shards.reader import ShardSet, Split
 
@@ -286,40 +281,3 @@ def test_another_window_in_the_middle_of_a_run_is_refused(split):
         state = stream.state_dict()
     with open_stream(split, window=2) as other, pytest.raises(CheckpointError, match="None, this run has 2"):
         other.load_state_dict(state)
-
-
-def decoded(sample: dict[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
-    return sample["__key__"], codecs.decode_image(sample["jpg"]), codecs.decode_mask(sample["mask.png"])
-
-
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(split, world, workers):
-    plan = BatchPlan(global_size=6, micro_size=3, world_size=world)
-    for rank in range(world):
-        source = PlannedSource(split, plan, rank, seed=5, epoch=1)
-        pipeline = DataPipeline(source, filters.map(decoded), filters.batched(3))
-        batches = iter(DataLoader(pipeline, batch_size=None, num_workers=workers))  # pyright: ignore[reportArgumentType]
-        with open_stream(split, world, rank, micro=3) as stream:
-            stream.epoch_number = 1
-            for batch in stream.epoch():
-                if not batch.valid.any():
-                    continue
-                keys, images, masks = next(batches)
-                assert keys == [split.key(number) for number in batch.indices[batch.valid]]
-                assert (np.asarray(images) == batch.images[batch.valid].permute(0, 2, 3, 1).numpy()).all()
-                assert (np.asarray(masks) == batch.masks[batch.valid][:, 0].numpy()).all()
-        assert next(batches, None) is None
-
-
-def test_a_planned_sample_is_what_webdataset_reads_from_the_tar(split):
-    plan = BatchPlan(global_size=1, micro_size=1, world_size=1)
-    ours = {sample["__key__"]: sample for sample in PlannedSource(split, plan, 0)}
-    count = 0
-    for name in split.shards:
-        with (split.root / name).open("rb") as stream:
-            url = f"{split.root}/{name}"
-            for theirs in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-                assert ours[theirs["__key__"]] == {name: theirs[name] for name in theirs if name != "__local_path__"}
-                count += 1
-    assert count == len(ours) == len(split)
