@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class _Rate:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Report]:
+def progress(title: str, unit: str) -> Generator[Report]:
     """Show progress during the block: a bar with rate and remaining time, or lines in a log file.
 
     Yields the callback that updates it.
@@ -177,7 +177,7 @@ def print_info(shard_set: ShardSet) -> None:
 
 def _option(option: Any) -> Any:
     """Give an option as the user gave it; of a table of groups only its column."""
-    return option["column"] if isinstance(option, dict) else option
+    return cast("Mapping[str, Any]", option)["column"] if isinstance(option, Mapping) else option
 
 
 def _duplicates(counts: Counts) -> str:

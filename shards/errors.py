@@ -55,7 +55,7 @@ class CorruptShardError(ShardSetError):
     ) -> None:
         super().__init__(message)
         self.shard = shard
-        """The damaged file, relative to the set (`train/000007.tar`, `samples-train.npy`); None: the index."""
+        """The damaged file, relative to the set (`train/000007.tar`); None: the index, or several files."""
         self.key = key
         """The key of the sample (`ISIC_0000003`); None: not known."""
         self.member = member

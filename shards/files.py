@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -20,7 +20,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, temporary: Path | None = None) -> Generator[Path]:
     """Yield a temporary path to write to; it replaces `path` on success and is removed on an exception.
 
     `temporary`: on the same file system as `path`; by default in the same folder. Raises OSError with its filename.
@@ -42,7 +42,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Generator[Path]:
     """Yield a temporary folder to fill; it replaces the folder `path` on success. Raises OSError with its filename.
 
     A folder cannot be renamed over a non-empty one: a kill between the two renames leaves `.NAME.old`, which
@@ -80,7 +80,7 @@ def _sibling(path: Path, state: str) -> Path:
 
 
 @contextlib.contextmanager
-def _set_filename(path: Path) -> Iterator[None]:
+def _set_filename(path: Path) -> Generator[None]:
     """Set the filename of an OSError that has none, such as that of a full disk."""
     try:
         yield

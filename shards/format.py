@@ -141,9 +141,9 @@ class Counts:
     packed: int
     rejected: int
     ignored: int
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
     """Rejected files by reason code."""
-    flags: Mapping[str, int] = field(default_factory=dict)
+    flags: Mapping[str, int] = field(default_factory=dict[str, int])
     """Samples by flag."""
     duplicates: Mapping[str, int] | None = None
     """Pairs of duplicates by kind; None: built by a version that did not look for them."""

@@ -47,7 +47,7 @@ class Split:
     """Side of the images in pixels; None when each keeps its original size."""
     cached_set: CachedSet | None = field(default=None, repr=False)
     """The node's cache of the set, when it is remote."""
-    _maps: dict[int, mmap.mmap] = field(default_factory=dict, init=False, repr=False)
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict[int, mmap.mmap], init=False, repr=False)
     """The shards that are mapped into memory, by position in `entries`."""
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class Split:
 
     def _names(self, index: int, member: int) -> tuple[str, str, str]:
         """The shard, key and member of a sample, for messages."""
-        return self.entries[self.table["shard"][index]].name, self.key(index), format.MEMBERS[member]
+        return self.entries[int(self.table["shard"][index])].name, self.key(index), format.MEMBERS[member]
 
 
 @dataclass(frozen=True, kw_only=True)

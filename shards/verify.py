@@ -45,8 +45,12 @@ def verify(
     splits = [shard_set.split(name) for name in shard_set.index.splits]
     work = [(split, shard) for split in splits for shard in range(len(split.entries))]
     faults: list[str] = []
+
+    def verify_shard(item: tuple[Split, int]) -> list[str]:
+        return _verify_shard(*item, deep=deep)
+
     with ThreadPoolExecutor(available_cores()) as pool:
-        for done, found in enumerate(pool.map(lambda item: _verify_shard(*item, deep=deep), work), start=1):
+        for done, found in enumerate(pool.map(verify_shard, work), start=1):
             faults += found
             report(done, len(work))
     return Verified(

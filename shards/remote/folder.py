@@ -38,7 +38,8 @@ class RemoteFolder:
         self.location = re.sub(r"//[^/@]*@", "//", self.url)
         """The URL without a password: for messages."""
         try:
-            self._filesystem, self._root = url_to_fs(self.url, **_timeout_options(self.url))
+            self._filesystem, root = url_to_fs(self.url, **_timeout_options(self.url))
+            self._root = str(root)
         except (ImportError, ValueError) as error:
             raise UsageError(
                 f"{self.location}: cannot be read ({error}); http needs: pip install 'isicdist[remote]', "
@@ -100,13 +101,17 @@ class RemoteFolder:
 
     def _failure(self, name: str, error: Exception, attempts: int) -> ToolkitError:
         url = f"{self.location}/{name}"
-        if isinstance(error, CorruptShardError | _TruncatedError):
+        if isinstance(error, _WrongBytesError | _TruncatedError):
             return CorruptShardError(f"{url}: {error}; copy the set there again or rebuild it", shard=name)
         if isinstance(error, FileNotFoundError):
             return ShardSetError(f"{url}: there is no such file; check the URL of the set")
         why = str(error).replace(self.url, self.location) or type(error).__name__
         times = f" after {attempts} attempts" if attempts > 1 else ""
         return ShardSetError(f"{url}: not fetched, given up{times} ({why}); run the same command again later")
+
+
+class _WrongBytesError(Exception):
+    """A file that is complete but is not the one of the index, or that does not end."""
 
 
 class _TruncatedError(OSError):
@@ -126,12 +131,12 @@ class _ProgressWatch(Callback):
         if inc:
             self.last_byte_at = time.monotonic()
         if self.value > self.max_bytes:  # it might never end
-            raise CorruptShardError(f"more than the {self.max_bytes} bytes that the index names")
+            raise _WrongBytesError(f"more than the {self.max_bytes} bytes that the index names")
 
 
 def _is_retryable(error: Exception, attempts: int) -> bool:
     """True if another attempt after `attempts` may succeed."""
-    if isinstance(error, CorruptShardError):
+    if isinstance(error, _WrongBytesError):
         return attempts < MAX_CORRUPT_ATTEMPTS
     status = getattr(error, "status", 0)  # of HTTP
     if 400 <= status < 500:
@@ -150,10 +155,10 @@ def _timeout_options(url: str) -> dict[str, Any]:
 
 
 def _check_download(path: Path, entry: FileEntry) -> None:
-    """Raise _TruncatedError for a file that is too short, CorruptShardError for other bytes."""
+    """Raise _TruncatedError for a file that is too short, _WrongBytesError for other bytes."""
     size = path.stat().st_size
     if size < entry.bytes:
         raise _TruncatedError(f"{size} of {entry.bytes} bytes came")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            raise CorruptShardError("not the bytes that the index names")
+            raise _WrongBytesError("not the bytes that the index names")

@@ -36,7 +36,7 @@ class ShardPrefetcher:
         by_first = np.argsort(first)
         # The distinct shards in the order of their first sample, with the positions of their first and last samples.
         self._shards, self._first, self._last = found[by_first], first[by_first], last[by_first]
-        self._entries = [entries[shard] for shard in self._shards]
+        self._entries = [entries[int(shard)] for shard in self._shards]
         self._max_bytes, self._release = cached_set.cache.max_bytes, release
         self._downloader = _Downloader(cached_set)
         self._pending, self._started = np.ones(len(found), dtype=bool), False

@@ -1,4 +1,4 @@
-"""Small images and masks, made here."""
+"""Small generated images and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def photograph(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
 
 
 def disc(height: int = 60, width: int = 80, *, left: float = 0.4, top: float = 0.5) -> np.ndarray:
-    """A mask (H, W) uint8 of 0 and 255, off centre so that its turns differ."""
+    """A mask (H, W) uint8 of 0 and 255, off centre so that its rotations differ."""
     y, x = np.mgrid[:height, :width]
     return np.where((y / height - top) ** 2 + (x / width - left) ** 2 < 0.06, 255, 0).astype(np.uint8)
 
@@ -32,6 +32,6 @@ def write_pair(folder: Path, key: str, seed: int, height: int = 60, width: int =
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 pairs in one folder; read only."""
     folder = tmp_path_factory.mktemp("pictures")
-    for number in range(40):
-        write_pair(folder, f"ISIC_{number:07d}", number)
+    for seed in range(40):
+        write_pair(folder, f"ISIC_{seed:07d}", seed)
     return folder

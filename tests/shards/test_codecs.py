@@ -1,4 +1,4 @@
-"""Decoding the images and masks of samples: the same pixels by any way, and into memory that is there already."""
+"""Encode and decode images and masks: the same pixels by every decoder, also into preallocated memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pillow_png(mask: np.ndarray, **options: object) -> bytes:
 @pytest.fixture
 def no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("Pillow was asked")
+        raise AssertionError("decoded by Pillow")
 
     monkeypatch.setattr(Image, "open", refuse)
 
@@ -42,7 +42,7 @@ def test_every_reader_of_png_sees_the_same_mask(mask):
 
 
 @pytest.mark.usefixtures("no_pillow")
-def test_our_own_masks_are_read_without_pillow():
+def test_masks_of_encode_mask_are_decoded_without_pillow():
     mask = np.tri(30, 44, dtype=np.uint8)
     out = np.full((30, 44), 7, np.uint8)
     assert codecs.decode_mask(memoryview(codecs.encode_mask(mask)), out) is out
@@ -72,7 +72,7 @@ def test_an_image_of_another_size_is_refused(size):
         codecs.decode_mask(codecs.encode_mask(np.zeros(size, np.uint8)), np.zeros((20, 10), np.uint8))
 
 
-def test_an_image_is_decoded_where_it_is_wanted():
+def test_an_image_is_decoded_into_a_given_array():
     image = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     batch = np.zeros((2, 32, 48, 3), np.uint8)
     data = codecs.encode_image(image)

@@ -1,36 +1,103 @@
-"""What the largest photographs of the archive cost a worker."""
+"""Reading samples of a local set by index."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-BUILD = """
-import resource, sys
-from shards.build import build
-from shards.planning.plan import BuildOptions
-
-build(sys.argv[1], sys.argv[1], sys.argv[2], BuildOptions(split="train=1", original_masks="all"), workers=2)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
+from shards import format
+from shards.errors import CorruptShardError, ShardSetError, UsageError
+from shards.reader import ShardSet, Split
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_a_worker_stays_below_400_mb_with_photographs_of_6700_by_4500_pixels(tmp_path: Path, kind: str):
-    source = tmp_path / "in"
-    source.mkdir()
-    for number in range(2):
-        coarse = np.random.default_rng(number).integers(0, 255, (45, 67, 3), dtype=np.uint8)
-        options: dict[str, Any] = {"compress_level": 1} if kind == "png" else {"quality": 90}
-        Image.fromarray(coarse).resize((6700, 4500)).save(source / f"I{number}.{kind}", **options)
-        mask = Image.fromarray((coarse[..., 0] > 128) * np.uint8(255)).resize((6700, 4500), Image.Resampling.NEAREST)
-        mask.save(source / f"I{number}_segmentation.png")
-    words = [sys.executable, "-c", BUILD, str(source), str(tmp_path / "set")]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    assert int(ended.stdout) < 400_000  # kB
+@pytest.fixture
+def split(shard_set: Path) -> Split:
+    return ShardSet.open(shard_set).split("val")
+
+
+@pytest.fixture
+def own(shard_set: Path, tmp_path: Path) -> Path:
+    """A copy of the set that a test may damage."""
+    return Path(shutil.copytree(shard_set, tmp_path / "set"))
+
+
+def test_a_sample_is_decoded_into_given_arrays(split: Split):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    split.sample(3, image, mask)
+    np.testing.assert_array_equal(image, split.image(3))
+    np.testing.assert_array_equal(mask, split.mask(3))
+    assert set(np.unique(mask)) == {0, 1}
+
+
+def test_the_json_of_a_sample_has_its_key_and_original_size(split: Split):
+    meta, original = split.meta(3), split.original_mask(3)
+    assert original is not None
+    assert (meta["key"], meta["height"], meta["width"]) == (split.key(3), *original.shape)
+
+
+def test_train_has_no_original_masks(shard_set: Path):
+    train = ShardSet.open(shard_set).split("train")
+    assert train.original_mask(0) is None
+    assert train.read(0, format.ORIGINAL) == b""
+
+
+def test_shard_samples_counts_the_samples_of_each_shard(shard_set: Path):
+    train = ShardSet.open(shard_set).split("train")
+    assert train.shard_samples.tolist() == [entry.samples for entry in train.entries]
+    assert train.shard_samples.sum() == len(train)
+
+
+def test_a_local_set_shuffles_all_shards_and_needs_no_prefetch(split: Split):
+    assert split.window is None
+    advance = split.start_pass(np.arange(len(split)))
+    advance(0)
+    advance(len(split))
+    assert split.read(0, format.IMAGE)
+
+
+def test_a_missing_or_empty_shard_is_named(own: Path):
+    split = ShardSet.open(own).split("val")
+    path = own / split.shards[0]
+    path.unlink()
+    with pytest.raises(CorruptShardError, match="the shard is missing; copy it again") as missing:
+        split.read(0, format.IMAGE)
+    path.touch()
+    with pytest.raises(CorruptShardError, match="the shard is empty; copy it again") as empty:
+        split.read(0, format.IMAGE)
+    assert missing.value.shard == empty.value.shard == split.shards[0]
+
+
+def test_a_missing_or_damaged_table_is_named(own: Path):
+    path = own / format.table_name("val")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptShardError, match="not the bytes that the index names") as damaged:
+        ShardSet.open(own).split("val")
+    assert damaged.value.shard == path.name
+    path.unlink()
+    with pytest.raises(ShardSetError, match="the sample table is missing"):
+        ShardSet.open(own).split("val")
+
+
+def test_a_split_that_the_set_does_not_have_is_refused(shard_set: Path):
+    with pytest.raises(UsageError, match="no split 'holdout'; it has test, train, val"):
+        ShardSet.open(shard_set).split("holdout")
+
+
+def test_a_set_without_an_index_is_not_opened(own: Path):
+    (own / format.INDEX_NAME).unlink()
+    with pytest.raises(ShardSetError, match=r"no complete shard set \(no index.json\)"):
+        ShardSet.open(own)
+
+
+def test_the_resize_mode_is_that_of_the_build_or_an_error(own: Path):
+    assert ShardSet.open(own).fit == "stretch"
+    index = json.loads((own / format.INDEX_NAME).read_bytes())
+    del index["built"]
+    index["digest"] = format.digest_of(index)
+    (own / format.INDEX_NAME).write_bytes(format.canonical_json(index))
+    with pytest.raises(ShardSetError, match="does not say how the images were resized"):
+        _ = ShardSet.open(own).fit

@@ -1,4 +1,4 @@
-"""Faults that no checksum shows: shards whose members were exchanged, and checksums, table and index with them."""
+"""Verification, also of faults that no checksum shows: replaced members with the checksums of table and index."""
 
 from __future__ import annotations
 
@@ -36,11 +36,8 @@ def own(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "set"))
 
 
-def exchange(root: Path, member: int, data: bytes, **columns: int) -> str:
-    """Exchange a member of val's sample for `data`, with every checksum above it; the sample's key.
-
-    The new one is padded to the length of the old one with what is there.
-    """
+def replace_member(root: Path, member: int, data: bytes, **columns: int) -> str:
+    """Replace the first bytes of a member of a sample of val and update all checksums; gives the sample's key."""
     split = ShardSet.open(root).split("val")
     table, path = split.table.copy(), root / split.shards[0]
     start, size = layout.member_spans(int(table["offset"][SAMPLE]), table["size"][SAMPLE].tolist())[member]
@@ -70,17 +67,17 @@ def test_a_good_set_has_no_fault(built: Path):
 
 @pytest.mark.parametrize("member", [format.IMAGE, format.MASK, format.ORIGINAL])
 def test_deep_names_shard_and_key_of_what_does_not_decode(own: Path, member: int, capsys: pytest.CaptureFixture[str]):
-    key = exchange(own, member, b"no picture")
+    key = replace_member(own, member, b"no picture")
     assert run("verify", own) == 0
     assert run("verify", own, "--deep") == 1
     assert f"val/000000.tar: {key}.{format.MEMBERS[member]} does not decode" in capsys.readouterr().err
 
 
 def test_a_mask_that_is_no_picture_inside_is_named(own: Path):
-    """A chunk that is broken: Pillow calls it a SyntaxError."""
+    """Pillow raises a SyntaxError for a broken chunk."""
     png = io.BytesIO()
     Image.new("L", (8, 8)).save(png, "PNG")
-    key = exchange(own, format.MASK, png.getvalue().replace(b"IHDR", b"IHDX"))
+    key = replace_member(own, format.MASK, png.getvalue().replace(b"IHDR", b"IHDX"))
     with pytest.raises(CorruptShardError, match=rf"val/000000\.tar: {key}\.mask\.png does not decode"):
         ShardSet.open(own).split("val").mask(SAMPLE)
 
@@ -98,7 +95,7 @@ def test_deep_reads_every_samples_json(own: Path, text: bytes, words: str):
     split = ShardSet.open(own).split("val")
     size = int(split.table["size"][SAMPLE, format.META])
     whole = text + b" " * (size - len(text) - 1) + (b"}" if text.startswith(b'{"') else b" ")
-    key = exchange(own, format.META, whole)
+    key = replace_member(own, format.META, whole)
     (fault,) = verify(own, deep=True).faults
     assert fault.startswith("val/000000.tar: ")
     assert key in fault
@@ -113,7 +110,7 @@ def test_deep_reads_every_samples_json(own: Path, text: bytes, words: str):
     ],
 )
 def test_deep_compares_a_sample_with_its_row(own: Path, column: str, value: int, words: str):
-    key = exchange(own, format.IMAGE, b"", **{column: value})
+    key = replace_member(own, format.IMAGE, b"", **{column: value})
     assert f"val/000000.tar: {key}: {words}" in verify(own, deep=True).faults
 
 
