@@ -4,17 +4,21 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test coverage lint docs clean
+.PHONY: demo test test-slow coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/isicdist demo
 
 test: .venv/installed-dev lint
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
+
+# What takes minutes: the network compiled by inductor.
+test-slow: .venv/installed-dev
+	$(PYTEST) -m slow
 
 # `make test` with the share of lines that the tests run.
 coverage: .venv/installed-dev lint
-	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

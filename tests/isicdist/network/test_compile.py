@@ -1,0 +1,43 @@
+"""The compiled network: one graph, the same numbers, the same names of weights. Slow: `make test-slow` runs it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch._dynamo.utils import counters
+
+from isicdist.network.unet import ImprovedUNet
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch about itself
+]
+
+
+def network() -> ImprovedUNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ImprovedUNet(base_channels=2, dropout=0.3).double()
+
+
+def test_compiled_and_eager_networks_agree():
+    """In float64 to 1e-9, dropout masks included; without a graph break, as accelerate prepares it."""
+    eager, compiled = network(), network()
+    images = torch.rand((2, 3, 32, 32), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    keys = torch.tensor([3, 4])
+    counters.clear()
+    prepared = Accelerator(cpu=True).prepare_model(compiled, evaluation_mode=True)
+    prepared.compile(dynamic=False)
+    outputs = [model(images, keys) for model in (eager, prepared)]
+    assert not counters["graph_break"]
+    torch.testing.assert_close(outputs[1].double(), outputs[0], rtol=0, atol=1e-6)  # accelerate gives float32
+    for output in outputs:
+        output.square().mean().backward()
+    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-6)
+    eager.load_state_dict(prepared.state_dict())  # checkpoints load both ways
+    prepared.load_state_dict(eager.state_dict())
