@@ -35,10 +35,10 @@ class ThresholdReduction:
 
         `ids` is there for the metrics that count per image: here all pixels are pooled.
         """
-        probs, masks = probs[valid], masks[valid]
         columns = (probs.float() * BINS).ceil_().clamp_(min=1)  # in place: this is most of what counting costs
         columns = columns.nan_to_num_(nan=0).add_(masks > 0.5, alpha=BINS + 1)
-        self._counts += torch.bincount(columns.flatten().int(), minlength=2 * (BINS + 1)).view(2, BINS + 1)
+        columns.masked_fill_(~valid.view(-1, 1, 1, 1), _UNUSED)  # to select slots would wait for the device
+        self._counts += _histogram(columns.flatten(), _UNUSED + 1)[:_UNUSED].view(2, BINS + 1)
 
     def reduce(self, accelerator: Accelerator) -> ThresholdCurve:
         """Compute the curve over all ranks, the same on each. Every rank must call it, with images or without."""
@@ -46,6 +46,18 @@ class ThresholdReduction:
         bins, undefined = counts[:, 1:].copy(), counts[:, 0]
         bins[:, 0] += undefined
         return ThresholdCurve(on=bins[1], off=bins[0], undefined=int(undefined.sum()))
+
+
+_UNUSED = 2 * (BINS + 1)
+"""Column of the pixels in slots without an image."""
+
+
+def _histogram(columns: Tensor, bins: int) -> Tensor:
+    """Count whole numbers from 0 to below `bins`, float (N,), int64 (bins,), without waiting for the device."""
+    if columns.device.type == "cpu":
+        return torch.bincount(columns.int(), minlength=bins)
+    # bincount reads the highest number back. histc counts in the type of its input: float32 would end at 2^24.
+    return torch.histc(columns.double().add_(0.5), bins=bins, min=0, max=bins).long()
 
 
 @dataclass(frozen=True, kw_only=True)
