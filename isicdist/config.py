@@ -58,8 +58,9 @@ class BatchConfig:
 class StreamConfig:
     """Reading and decoding."""
 
-    workers: int = 2
-    """Threads per process that decode samples."""
+    workers: int | Literal["auto"] = "auto"
+    """Threads per process that decode samples; auto: 2 beside a CPU that trains, the process's share of the machine's
+    cores beside a GPU, at most 8."""
     prefetch: int = 2
     """Micro batches decoded ahead."""
     window: int = 0
@@ -73,7 +74,8 @@ class StreamConfig:
     below the cache folder, if they take at most a quarter of the memory and half of what is free on the disk."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode")
+        if self.workers != "auto":
+            _require(self.workers >= 1, "stream.workers", self.workers, "at least 1 thread must decode; or give auto")
         _require(self.prefetch >= 1, "stream.prefetch", self.prefetch, "at least 1 micro batch is read ahead")
         _require(self.window >= 0, "stream.window", self.window, "give a number of shards, or 0 for all")
         _require(self.cache_size >= 0, "stream.cache_size", self.cache_size, "give a number of bytes, or 0 for all")

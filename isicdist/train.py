@@ -85,6 +85,8 @@ class Trainer:
             restore_weights(found, self.model, self.ema.model, adam)
         self._prepare(adam)
 
+        self.workers = launch.decoding_threads(config.stream.workers, self.accelerator.device)
+
         # The stream of batches, and the state that a run continues from.
         train_cache, self.val_cache = (
             DecodedCache.open(config.stream.decoded_cache, split) for split in (self.train_split, self.val_split)
@@ -95,7 +97,7 @@ class Trainer:
             self.accelerator.process_index,
             seed=config.seed,
             window=config.stream.window or self.train_split.window,
-            workers=config.stream.workers,
+            workers=self.workers,
             prefetch=config.stream.prefetch,
             device=self.accelerator.device,
             decoded=train_cache,
@@ -216,6 +218,7 @@ class Trainer:
                 self.val_split,
                 self.accelerator,
                 micro_size=self.evaluation_micro_size,
+                workers=self.workers,
                 decoded=self.val_cache,
                 stop=lambda: self.any_rank(self.stop_signal.received)[0],
             )

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,6 +22,8 @@ from shards.parallel.processes import available_cores
 _PR_SET_PDEATHSIG = 1
 LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
 """Signal that the kernel sends when the launcher has died: nobody else sends it."""
+MAX_DECODING_THREADS = 8
+"""More threads than this only take the GIL from the one that launches kernels."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -81,6 +84,13 @@ def _precision_notes(launched: LaunchEnvironment, accelerator: Accelerator) -> l
     if accelerator.mixed_precision == "no" and computes_tf32(accelerator.device):
         notes.append("convolutions compute in TF32 here (10 bits of mantissa); NVIDIA_TF32_OVERRIDE=0 turns it off")
     return notes
+
+
+def decoding_threads(asked: int | Literal["auto"], device: torch.device) -> int:
+    """Choose the number of decoding threads of a rank that trains on `device`."""
+    if asked != "auto":
+        return asked
+    return 2 if device.type == "cpu" else min(MAX_DECODING_THREADS, worker_threads())
 
 
 def computes_tf32(device: torch.device) -> bool:

@@ -105,7 +105,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
 
 
 def test_a_recipe_there_is_none_of():
-    with pytest.raises(UsageError, match=r"no recipe 'papr' \(did you mean paper\?\); there are: demo, isic2018-128"):
+    names = "demo, isic2018-128, isic2018-256, isic2018-512, paper"
+    with pytest.raises(UsageError, match=rf"no recipe 'papr' \(did you mean paper\?\); there are: {names}"):
         load_recipe("papr")
 
 
