@@ -1,0 +1,73 @@
+"""The examples run as they stand, on generated data."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from isicdist import BatchPlan
+from isicdist.data.order import epoch_order
+from shards import ShardSet
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def load(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_the_readme_lists_every_example():
+    listed = re.findall(r"\[`(\w+)\.py`\]", (EXAMPLES / "README.md").read_text())
+    assert sorted(listed) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def test_predict_writes_a_mask_at_the_resolution_of_the_photograph(archive, tmp_path, capsys):
+    photographs = sorted(archive[0].glob("*.jpg"))[:2]
+    load("predict")["main"]([str(ROOT / "tests/golden/run-0.1"), str(tmp_path / "masks"), *map(str, photographs)])
+    for path in photographs:
+        with Image.open(tmp_path / "masks" / f"{path.stem}.png") as mask, Image.open(path) as photograph:
+            assert mask.size == photograph.size
+            assert set(mask.tobytes()) <= {0, 255}
+    assert capsys.readouterr().out.count("% lesion\n") == 2
+
+
+def test_own_dataset_keeps_a_patient_in_one_split(tmp_path, capsys):
+    load("own_dataset")["main"]([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    patients = [patient for line in lines[:3] for patient in line.split("patients ")[1].split(", ")]
+    assert len(patients) == len(set(patients)) == 20
+    assert sum(int(line.split()[1]) for line in lines[:3]) == 60
+
+
+def test_own_loop_learns_and_is_the_same_on_two_processes(shard_set, python):
+    runs = [python(EXAMPLES / "own_loop.py", shard_set, "--epochs", 2, processes=n) for n in (1, 2)]
+    losses: list[list[float]] = []
+    for done in runs:
+        assert done.returncode == 0, done.stderr
+        losses.append([float(value) for value in re.findall(r"loss ([\d.]+)", done.stdout)])
+    assert losses[0][1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_webdataset_pipeline_yields_the_planned_order(shard_set, workers):
+    batches: Callable[..., Any] = load("webdataset_pipeline")["batches"]
+    split = ShardSet.open(shard_set).split("train")
+    order = epoch_order(split, seed=0, epoch=0)
+    plan = BatchPlan(global_size=8, micro_size=4, world_size=2)
+    for rank in range(2):
+        keys = [
+            key for names, _, _ in batches(str(shard_set), rank=rank, world_size=2, workers=workers) for key in names
+        ]
+        steps = range(0, len(order), plan.global_size)
+        expected = [split.key(i) for start in steps for i in order[start : start + plan.global_size][rank::2]]
+        assert sorted(keys) == sorted(expected)
+        if workers == 0:
+            assert keys == expected
