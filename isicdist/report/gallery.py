@@ -55,9 +55,9 @@ def data_uri(data: bytes, kind: str) -> str:
 def _layer(mask: np.ndarray, colour: str) -> bytes:
     """Draw a mask (H, W) bool as a PNG whose longer side is SIDE: 0 outside, 1 inside, 2 on the outline."""
     height, width = (round(SIDE * length / max(mask.shape)) for length in mask.shape)
-    resized = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    values = resized.astype(np.uint8)
-    values[mask_outline(resized, round(SIDE * OUTLINE_SHARE))] = 2
+    picture = Image.fromarray(mask.view(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    values = np.array(picture)  # (height, width)
+    values[mask_outline(values > 0, round(SIDE * OUTLINE_SHARE))] = 2
     picture = Image.frombytes("P", (width, height), values.tobytes())
     picture.putpalette(bytes.fromhex(colour.removeprefix("#")) * 3)
     png = io.BytesIO()

@@ -30,7 +30,10 @@ def make_run(shard_set: Path) -> MakeRun:
     """Make a run of three steps in a folder, the second of which has the best model; `record` adds to config.json."""
 
     def make(folder: Path, seed: int = 1, **record: Any) -> Path:
-        config, shards = TrainConfig(seed=seed, log_every=1, model=ModelConfig(base_channels=2)), ShardSet.open(shard_set)
+        config, shards = (
+            TrainConfig(seed=seed, log_every=1, model=ModelConfig(base_channels=2)),
+            ShardSet.open(shard_set),
+        )
         metadata = ModelMetadata.of(
             config.model, shards, step=2, score=ValidationScore(mean_dice=0.75), threshold=110 / 256
         )
@@ -72,7 +75,7 @@ def evaluated_runs(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun, 
     names = ["<script>alert(1)</script>", "female"]
     rows = [f"{split.key(index)},{names[index % 2]}" for index in range(len(split))]
     metadata.write_text("\n".join(["image,sex", *rows]))
-    first, second = make_run(folder / "first"), make_run(folder / "<b>second</b>", seed=2)
+    first, second = make_run(folder / "first"), make_run(folder / "<b>second", seed=2)
     evaluate(first, str(shard_set), "test")
     evaluate(second, str(shard_set), "test", metadata=f"{metadata}:sex")
     return first, second
