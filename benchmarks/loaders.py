@@ -39,7 +39,7 @@ def open_isicdist(data: Path, *, cached: bool = False) -> Epoch:
     from isicdist.data.order import BatchPlan
     from isicdist.data.stream import Stream
     from shards.reader import ShardSet
-    from shards.remote.cache import cache_root
+    from shards.remote.cache_folder import cache_root
 
     split = ShardSet.open(data).split("train")
     cache = DecodedCache(split, cache_root() / "decoded") if cached else None

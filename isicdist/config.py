@@ -68,10 +68,12 @@ class StreamConfig:
     of a set behind a URL, which must all be here at once."""
     cache_size: int = 0
     """Bytes of shards behind a URL that are kept on each node, at least those of two windows; 0: all of them. They
-    lie in the cache folder: $ISICDIST_CACHE, or ~/.cache/isicdist."""
+    lie in the cache folder: $ISICDIST_CACHE, else ~/.cache/isicdist, or a folder in $SLURM_TMPDIR or $TMPDIR where that
+    is on a network file system."""
     decoded_cache: str = "auto"
     """Where decoded samples are kept, so that from the second epoch on none is decoded: auto, off or a folder; auto:
-    below the cache folder, if they take at most a quarter of the memory and half of what is free on the disk."""
+    below the cache folder, if it can be written and they take at most a quarter of the memory and half of what is free
+    on the disk."""
 
     def __post_init__(self) -> None:
         if self.workers != "auto":

@@ -10,7 +10,7 @@ or a full disk, or being written by another rank does not match its marker, and 
 Reading by mmap takes about half of the time of pread, but access to a page that the file does not have (truncated, or
 a hole on a full disk) raises SIGBUS, which ends the process. So each process reads and verifies a record by pread once,
 and by mmap from then on, as long as the file has its full size. On a network file system every read is by pread and
-verified: what another machine does to the file, or what is lost when written pages are sent, is noticed by nothing else.
+verified: nothing else notices what another machine does to the file, or what is lost when written pages are sent.
 
 In the folder of `auto` a new file evicts files that no process has open, the least recently used first. `auto` means
 "if possible": where the folder cannot be written or locked, a line says so and every epoch decodes.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import shutil
@@ -34,7 +35,8 @@ from isal import isal_zlib
 
 from shards.errors import UsageError
 from shards.reader import Split
-from shards.remote.cache import cache_root, evict
+from shards.remote.cache import evict
+from shards.remote.cache_folder import cache_root, on_network
 
 _WRITTEN = 1 << 32  # bit of every marker, which distinguishes a record from a hole
 _MARKER_BYTES = 8
@@ -62,7 +64,7 @@ class DecodedCache:
         self._split = split
         self._record = record_bytes(size)
         self._bytes = len(split) * self._record
-        self._verified = np.zeros(len(split), dtype=bool)  # records whose marker this process has checked
+        self._verified = np.zeros(len(split), dtype=bool)  # records that this process reads by mmap from now on
         self._mappable = not on_network(self.path)
         self._write_failed, self._warn_lock = False, threading.Lock()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -71,7 +73,8 @@ class DecodedCache:
         os.utime(self._file)
         os.ftruncate(self._file, self._bytes)  # sparse: takes no space until it is filled
         record = [("marker", "<u8"), ("image", "u1", (size, size, 3)), ("mask", "u1", (size, size))]
-        mapped = np.frombuffer(mmap.mmap(self._file, self._bytes, access=mmap.ACCESS_READ), record)
+        pages = mmap.mmap(self._file, self._bytes, access=mmap.ACCESS_READ) if self._mappable else b""
+        mapped = np.frombuffer(pages, record)
         self._markers, self._images, self._masks = mapped["marker"], mapped["image"], mapped["mask"]
 
     @classmethod
@@ -90,7 +93,9 @@ class DecodedCache:
             reason = error.strerror or str(error)
             if setting != "auto":
                 hint = "give another folder, auto or off (--stream.decoded-cache)"
-                raise OSError(error.errno, f"decoded samples cannot be cached here ({reason}); {hint}", setting) from error
+                raise OSError(
+                    error.errno, f"decoded samples cannot be cached here ({reason}); {hint}", setting
+                ) from error
             _warn_once(f"{folder}: decoded samples cannot be cached there ({reason}); every epoch decodes them")
             return None
 
@@ -113,8 +118,9 @@ class DecodedCache:
             read = os.preadv(self._file, [marker, image.data, mask.data], index * self._record)
         except OSError:  # a disk or a server that fails: the sample itself can still be read
             return False
-        self._verified[index] = read == self._record and bytes(marker) == _marker(image, mask)
-        return bool(self._verified[index])
+        whole = read == self._record and bytes(marker) == _marker(image, mask)
+        self._verified[index] = whole and self._mappable
+        return whole
 
     def _store(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Write a record; where it fails (a full disk, a quota), warn once and stop writing."""
@@ -129,6 +135,13 @@ class DecodedCache:
             if not warned:
                 reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
                 _warn_once(f"{self.path}: {reason}; the other samples are decoded each time")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Print a warning on the first process of this machine, once although two splits or many threads meet its cause."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def record_bytes(size: int) -> int:

@@ -19,7 +19,7 @@ from isicdist.config import Precision
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.unet import ImprovedUNet
 from shards.files import write_file
-from shards.remote.cache import cache_root
+from shards.remote.cache_folder import cache_root
 
 MIN_GAIN = 1.1
 """Ratio of the times in float32 and bf16 from which on bf16 is used: below it, precision is worth more."""

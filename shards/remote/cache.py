@@ -4,18 +4,19 @@
     CACHE/shards/<digest of the set>/train/000007.tar.SIZE.part  being downloaded, SIZE bytes when complete
     CACHE/shards/<digest of the set>/train/000007.tar.lock       held by the process that downloads it
 
-CACHE is `cache_root()`. An open file is locked (shared), which protects it from eviction. The unfinished download of a
-killed process is downloaded anew or evicted by the next one.
+CACHE is `cache_folder.cache_root()`. An open file is locked (shared), which protects it from eviction. The unfinished
+download of a killed process is downloaded anew or evicted by the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ from shards import format
 from shards.errors import CorruptShardError, ShardSetError, ToolkitError, UsageError
 from shards.files import publish
 from shards.format import FileEntry, Index
+from shards.remote.cache_folder import cache_root
 from shards.remote.folder import RemoteFolder
 
 WAIT_FOR_ROOM_SECONDS = 10.0  # in which other processes may release what they read
@@ -93,8 +95,12 @@ class CachedSet:
 
         `inspect(path)` is called on a checksum mismatch and raises a more precise error. Raises what
         `RemoteFolder.download` raises, ShardSetError when the set at the URL has been replaced by another one, and
-        UsageError when the cache's limit leaves no room.
+        UsageError when the cache's limit leaves no room. ShardSetError, too, for a cache folder that cannot be used.
         """
+        with self._explain_failures(entry):
+            return self._open_or_download(entry, inspect)
+
+    def _open_or_download(self, entry: FileEntry, inspect: Inspect) -> BinaryIO:
         deadline = None
         while (file := self._open_cached(entry)) is None:
             try:
@@ -127,8 +133,12 @@ class CachedSet:
         """Download a file unless it is cached; one process of the node does, the others wait for it.
 
         Returns False when there is no room for it without evicting the files of `protected`. Raises what
-        `RemoteFolder.download` raises, and ShardSetError when the disk is full.
+        `RemoteFolder.download` raises, and ShardSetError when the disk is full or the folder cannot be written.
         """
+        with self._explain_failures(entry):
+            return self._download(entry, inspect, protected)
+
+    def _download(self, entry: FileEntry, inspect: Inspect, protected: Collection[Path]) -> bool:
         path, size = self.path(entry), entry.bytes
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{size}.part")
@@ -144,16 +154,25 @@ class CachedSet:
             except CorruptShardError:
                 inspect(part)
                 raise
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise ShardSetError(
-                    f"{self.cache.root}: the disk has no room for {entry.name} ({size} bytes); make some, set "
-                    "ISICDIST_CACHE to a folder on another disk, or keep less with --stream.cache-size"
-                ) from error
             finally:
                 part.unlink(missing_ok=True)
         return True
+
+    @contextlib.contextmanager
+    def _explain_failures(self, entry: FileEntry) -> Generator[None]:
+        """Raise ShardSetError for a folder that cannot be written, has no locks (ENOLCK), or is on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ShardSetError(
+                    f"{self.cache.root}: the disk has no room for {entry.name} ({entry.bytes} bytes); make some, set "
+                    "ISICDIST_CACHE to a folder on another disk, or keep less with --stream.cache-size"
+                ) from error
+            raise ShardSetError(
+                f"{self.cache.root}: downloads cannot be cached there ({error.strerror or error}); set ISICDIST_CACHE "
+                "to a folder that can be written, on a local disk"
+            ) from error
 
     def drop(self, entry: FileEntry) -> None:
         """Delete a cached file that turned out to be corrupt."""
@@ -178,7 +197,11 @@ class CachedSet:
             file = self.path(entry).open("rb")
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError:
+            file.close()
+            raise
         status = os.fstat(file.fileno())
         if status.st_nlink and status.st_size == entry.bytes:  # not evicted between open and lock
             os.utime(file.fileno())
@@ -189,18 +212,10 @@ class CachedSet:
         return None
 
 
-def cache_root() -> Path:
-    """Give the user's cache folder: $ISICDIST_CACHE, else $XDG_CACHE_HOME/isicdist, else ~/.cache/isicdist."""
-    configured = os.environ.get("ISICDIST_CACHE")
-    if configured:
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isicdist"
-
-
 def evict(path: Path) -> bool:
     """Delete a file unless a process has it open and locked. Returns True if it is gone."""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # an exclusive lock on NFS needs a file that is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except BlockingIOError:

@@ -197,10 +197,91 @@ def test_auto_evicts_the_oldest_files_that_nobody_has_open(split, shard_set, tmp
     assert [path.exists() for path in (used.path, *paths)] == [True, False, True]
 
 
-def test_a_folder_that_cannot_be_is_an_error_that_names_it(split, tmp_path):
+FAILURES = {"no locks": errno.ENOSYS, "no locks left": errno.ENOLCK, "read-only": errno.EROFS, "full": errno.ENOSPC}
+
+
+@pytest.fixture(params=FAILURES)
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system on which no cache can be opened; the reason."""
+    reason = os.strerror(FAILURES[request.param])
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(FAILURES[request.param], reason)
+
+    if "locks" in request.param:
+        monkeypatch.setattr(decoded.fcntl, "flock", fail)
+    else:
+        monkeypatch.setattr(decoded.os, "ftruncate" if request.param == "full" else "open", fail)
+    return reason
+
+
+def test_auto_does_without_a_cache_that_cannot_be_had_and_says_so_once(
+    split, shard_set, tmp_path, monkeypatch, failing, capsys
+):
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path))
+    assert DecodedCache.open("auto", split) is None
+    assert DecodedCache.open("auto", ShardSet.open(shard_set).split("val")) is None
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'decoded'}: decoded samples cannot be cached there ({failing}); "
+        "every epoch decodes them\n"
+    )
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert DecodedCache.open("auto", split) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_given_folder_that_cannot_be_used_is_an_error_that_names_it(split, tmp_path, failing):
+    folder = str(tmp_path / "given")
+    with pytest.raises(OSError, match="decoded samples cannot be cached here") as raised:
+        DecodedCache.open(folder, split)
+    assert raised.value.filename == folder
+    assert failing in str(raised.value)
+    assert "--stream.decoded-cache" in str(raised.value)
+
+
+def test_a_folder_that_is_a_file_is_an_error_that_names_it(split, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         DecodedCache.open(str(tmp_path / "file"), split)
+
+
+def test_a_folder_below_a_file_does_not_stop_auto(split, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path / "file"))
+    assert DecodedCache.open("auto", split) is None
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_read_on_a_network_file_system_is_verified(split, tmp_path, decodes, monkeypatch):
+    """A page that was lost after it was written is noticed in the same process, though it has verified the record."""
+    monkeypatch.setattr(decoded, "on_network", lambda path: True)
+    without = read_epoch(split, None)
+    decodes.clear()
+    cache = DecodedCache(split, tmp_path)
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(len(split)))
+    with cache.path.open("r+b") as file:
+        file.seek(3 * decoded.record_bytes(64) + 4096)
+        file.write(bytes(4096))
+    assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(len(split))) + Counter([3])
+
+
+def test_a_disk_that_fails_in_the_middle_costs_only_the_cache(split, tmp_path, decodes, monkeypatch, capsys):
+    without = read_epoch(split, None)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    cache = DecodedCache(split, tmp_path)
+    monkeypatch.setattr(os, "pwritev", fail)
+    monkeypatch.setattr(os, "preadv", fail)
+    assert read_epoch(split, cache) == without
+    assert capsys.readouterr().err == (
+        f"warning: {cache.path}: Input/output error; the other samples are decoded each time\n"
+    )
 
 
 def test_images_of_their_own_sizes_are_not_kept(split, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 from shards.errors import CorruptShardError, ShardSetError, UsageError
 from shards.reader import ShardSet, Split
 from shards.remote import cache as node_cache
-from shards.remote.cache import NodeCache, cache_root
+from shards.remote.cache import NodeCache, evict
 from tests.conftest import ROOT
 from tests.faults.servers import Served, faulty, serve
 
@@ -223,9 +225,41 @@ def test_a_copy_that_has_gone_bad_is_fetched_by_the_next_run(served: Served, cac
     assert ShardSet.open(served.url, cache).split("train").read(0, 0)
 
 
-def test_the_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path / "a"))
-    assert cache_root() == tmp_path / "a"
-    monkeypatch.delenv("ISICDIST_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_root() == tmp_path / "b" / "isicdist"
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("cause", ["not a folder", "no locks", "no locks left"])
+def test_a_folder_that_cannot_be_used_is_explained(
+    served: Served, cache: NodeCache, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    split = ShardSet.open(served.url, cache).split("train")
+    if cause == "not a folder":
+        (split.root / "train").touch()
+    else:
+
+        def fail(*_: object) -> None:
+            number = errno.ENOSYS if cause == "no locks" else errno.ENOLCK
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(ShardSetError, match=r"cache: downloads cannot be cached there \(.+\); set ISICDIST_CACHE"):
+        split.read(0, 0)
+
+
+def test_a_file_is_evicted_unless_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS grants an exclusive lock only on a file that is open for writing."""
+    modes = []
+    path, flock = tmp_path / "file", fcntl.flock
+
+    def as_on_nfs(file: IO[bytes], operation: int) -> None:
+        modes.append(file.writable())
+        flock(file, operation)
+
+    path.write_bytes(b"content")
+    with path.open("rb") as file:
+        flock(file, fcntl.LOCK_SH)
+        monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+        assert not evict(path)
+    assert path.read_bytes() == b"content"
+    assert evict(path)
+    assert not path.exists()
+    assert evict(path)
+    assert modes == [True, True]
