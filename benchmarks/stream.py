@@ -125,14 +125,15 @@ def run_step(name: str, data: Path, folder: Path, seconds: float) -> dict[str, f
     """Milliseconds of a train step that takes each batch of a contender, or one batch again and again."""
     import torch
 
-    from isicdist.distributed.launch import cpu_has_bf16, disable_malloc_trim
+    from isicdist.distributed.launch import disable_malloc_trim
+    from isicdist.network.cpu_precision import faster_cpu_precision
     from isicdist.network.loss import segmentation_loss
     from isicdist.network.normalise import normalise, to_unit
     from isicdist.network.unet import ImprovedUNet
 
     disable_malloc_trim()  # as a run does
     torch.manual_seed(0)
-    narrow = cpu_has_bf16()
+    narrow = faster_cpu_precision() == "bf16"
     model = ImprovedUNet()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from isicdist.config import AugmentConfig, TrainConfig, load_recipe
 from isicdist.data.augment import augment
-from isicdist.distributed.launch import cpu_has_bf16, disable_malloc_trim
+from isicdist.distributed.launch import disable_malloc_trim
+from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.dropout import KeyedDropout
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
@@ -83,7 +84,7 @@ class Bench:
 
     def __init__(self, device: torch.device, batch: int, side: int) -> None:
         self.device = device
-        self.narrow = device.type == "cuda" or cpu_has_bf16()
+        self.narrow = device.type == "cuda" or faster_cpu_precision() == "bf16"
         """Whether a run trains in bf16."""
         rng = np.random.default_rng(0)
         self.images = torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)).to(device)

@@ -1,0 +1,197 @@
+"""Check and measure everything on this machine's GPU, in less than ten minutes.
+
+    python -m benchmarks.gpu --data ARCHIVES --out FOLDER
+
+ARCHIVES is a folder with the two .zip archives of ISIC 2018 Task 1 (*Input*.zip, *GroundTruth*.zip); without it images
+are generated. FOLDER/gpu.md holds one table, gpu.json the same with all numbers, gpu.log the output of all commands.
+The exit code is 1 when a row failed. See README.md next to this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import bare, checks, runs, speed
+from benchmarks.gpu.kit import FULL, SHORT, Kit
+from benchmarks.gpu.rows import Outcome, Report, Row, run_row
+from isicdist.data.synthetic import synthesize
+
+GENERATED = {True: 64, False: 2594}
+"""Images that are generated where no archives are given, by `short`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One row that the kit itself makes; the others come from child processes."""
+
+    name: str
+    function: Callable[[Kit], Outcome]
+    gpu: bool = False
+    """The row needs a GPU."""
+
+
+def correctness_tasks(kit: Kit) -> list[Task]:
+    """Give the rows about whole runs; they do not depend on each other and run at the same time."""
+    tasks = [Task(name=f"float64 on {', '.join(map(str, kit.sizes.worlds))} ranks", function=runs.float64_ranks)]
+    for precision in kit.sizes.precisions:
+        resume = functools.partial(runs.resume, precision=precision, compiled="off")
+        tasks.append(Task(name=f"resume, {'float32' if precision == 'no' else precision}", function=resume))
+    compiled = functools.partial(runs.resume, precision="bf16", compiled="on")
+    return [
+        *tasks,
+        Task(name="nccl", function=runs.nccl, gpu=True),
+        Task(name="same scores on 1 and 2 ranks", function=runs.same_scores),
+        Task(name="out of memory", function=runs.out_of_memory, gpu=True),
+        Task(name="killed rank", function=runs.killed_rank),
+        Task(name="stop signal", function=runs.stop_signal),
+        Task(name="resume, bf16, compiled", function=compiled, gpu=True),
+    ]
+
+
+def speed_tasks() -> list[Task]:
+    """Give the rows about throughput; each has the machine to itself."""
+    return [
+        Task(name="loop", function=functools.partial(speed.loop, name="loop")),
+        Task(
+            name="loop, compiled", function=functools.partial(speed.loop, name="loop, compiled", compile="on"), gpu=True
+        ),
+        Task(
+            name="loop, 8 decoding threads",
+            function=functools.partial(speed.loop, name="loop, 8 decoding threads", stream__workers=8),
+            gpu=True,
+        ),
+        Task(
+            name="loop, no decoded cache",
+            function=functools.partial(speed.loop, name="loop, no decoded cache", stream__decoded_cache="off"),
+            gpu=True,
+        ),
+        Task(name="epochs, batch of 8", function=functools.partial(speed.epochs, batch=8)),
+        Task(name="epochs, batch of 128", function=functools.partial(speed.epochs, batch=128), gpu=True),
+        Task(name="evaluate", function=speed.evaluate),
+        Task(name="predict", function=speed.predict),
+        Task(name="targets", function=speed.targets, gpu=True),
+    ]
+
+
+def run_task(kit: Kit, task: Task) -> None:
+    """Report one row, unless it needs what is not there."""
+    if task.gpu and not kit.gpus:
+        return kit.report.add(Row(name=task.name, result="needs a GPU"))
+    if kit.remaining < 5:
+        return kit.not_run([task.name])
+    kit.report.add(run_row(task.name, functools.partial(task.function, kit)))
+
+
+def run_checks(kit: Kit, selected: Callable[[str], bool]) -> None:
+    """Report the rows of `benchmarks.gpu.checks`, one process per precision."""
+    names = list(filter(selected, checks.CHECKS))
+    if not kit.gpus:
+        for name in filter(checks.GPU_ONLY.__contains__, names):
+            kit.report.add(Row(name=name, result="needs a GPU"))
+        names = [name for name in names if name not in checks.GPU_ONLY]
+    words = ("--data", str(kit.shard_set(kit.sizes.small)))
+    for precision in ("no", "bf16", "fp16"):
+        these = [name for name in names if name.rpartition(", ")[2] == precision]
+        these = these or [name for name in names if precision == "no" and not name.endswith(("bf16", "fp16"))]
+        environment = {"ACCELERATE_MIXED_PRECISION": precision}
+        kit.child_rows("benchmarks.gpu.checks", these, *words, seconds=120, env=environment)
+
+
+def run_bare(kit: Kit, selected: Callable[[str], bool]) -> None:
+    """Report the rows of `benchmarks.gpu.bare`, one process per precision."""
+    variants = [variant for variant in (bare.FULL if kit.gpus else bare.SHORT) if selected(variant.name)]
+    for precision in ("bf16", "no", "fp16"):
+        names = [variant.name for variant in variants if variant.precision == precision]
+        environment = {"ACCELERATE_MIXED_PRECISION": precision}
+        kit.child_rows("benchmarks.gpu.bare", names, "--sets", str(kit.work), seconds=200, env=environment)
+
+
+def run_all(kit: Kit, selected: Callable[[str], bool]) -> None:
+    """Report every row, those about correctness first."""
+    sides = dict.fromkeys((kit.sizes.small, kit.sizes.medium, kit.sizes.large))
+    for side in sides:  # other rows need them
+        run_task(kit, Task(name=f"build, {side} pixels", function=functools.partial(speed.build, side=side)))
+    run_task(kit, Task(name="train one step", function=speed.one_step))
+    with ThreadPoolExecutor(kit.sizes.jobs) as pool:
+        jobs = [pool.submit(run_checks, kit, selected)]
+        jobs += [pool.submit(run_task, kit, task) for task in correctness_tasks(kit) if selected(task.name)]
+    for job in jobs:
+        job.result()
+    run_bare(kit, selected)
+    tasks = [task for task in speed_tasks() if selected(task.name)]
+    with ThreadPoolExecutor(1 if kit.gpus else kit.sizes.jobs) as pool:  # on a CPU nothing is measured in earnest
+        list(pool.map(functools.partial(run_task, kit), tasks))
+
+
+def sources(data: Path | None, work: Path, *, short: bool) -> tuple[str, str]:
+    """Find the two archives, or generate images and masks."""
+    if data is None:
+        size = (64, 96) if short else (256, 384)
+        images, masks = synthesize(work / "generated", GENERATED[short], size=size)
+        return str(images), str(masks)
+    found = [sorted(data.glob(pattern)) for pattern in ("*Input*.zip", "*GroundTruth*.zip")]
+    if [len(each) for each in found] != [1, 1]:
+        sys.exit(f"{data}: there must be one *Input*.zip and one *GroundTruth*.zip in it")
+    return str(found[0][0]), str(found[1][0])
+
+
+def header(gpus: int) -> dict[str, str]:
+    """Give date, device and versions."""
+    names = ("torch", "accelerate", "isicdist")
+    device = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else f"CPU {platform.machine()}"
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    if gpus:
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportAttributeAccessIssue]
+        versions |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version()), "NCCL": nccl}
+    return {"date": str(date.today()), "device": device, "cores": str(os.cpu_count()), **versions}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the two .zip archives")
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.md, gpu.json and gpu.log")
+    parser.add_argument("--short", action="store_true", help="small sizes on the CPU, in about a minute")
+    parser.add_argument("--budget-s", type=float, default=480, help="seconds after which the other rows are not run")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="only rows whose name has one of these")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.budget_s
+    gpus = 0 if options.short else torch.cuda.device_count()
+    if not gpus and not options.short:
+        parser.error("there is no GPU; --short runs on a CPU")
+    memory = Path("/dev/shm")  # a file system in memory: the disk is not the subject
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and not options.short else None) as folder:
+        work = Path(folder)
+        images, masks = sources(options.data, work, short=options.short)
+        report = Report(options.out, header(gpus))
+        kit = Kit(
+            images=images,
+            masks=masks,
+            work=work,
+            report=report,
+            sizes=SHORT if options.short else FULL,
+            gpus=gpus,
+            deadline=deadline,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            run_all(kit, lambda name: any(text in name for text in options.only))
+    print(report.markdown())
+    return int(any(row.result == "failed" for row in report.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

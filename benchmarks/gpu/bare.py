@@ -1,0 +1,199 @@
+"""Throughput of the bare step: that of `isicdist train`, on one batch that is on the device already.
+
+    python -m benchmarks.gpu.bare --sets FOLDER --names "bare step, 64 x 128, bf16" ...
+
+A `Trainer` makes the step, so nothing here repeats what it does: augmentation, forward, loss, backward, clipping, fused
+Adam, moving average and counts. Many steps are timed in a row without a wait between them, so the host may run ahead of
+the device. The difference to a run's throughput is what reading, decoding, upload and the log cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import gc
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from benchmarks.gpu.rows import Outcome, emit, run_row
+from benchmarks.train_step import channels_last, plain_dropout
+from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig, load_recipe
+from isicdist.data.stream import Batch, Step
+from isicdist.distributed.gradients import Gradients
+from isicdist.train import Trainer
+
+ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row: a batch and a side, and what differs from how a run trains."""
+
+    batch: int
+    side: int
+    """Of the images, in pixels."""
+    precision: Precision = "bf16"
+    tf32: bool = True
+    dropout: Literal["keyed", "torch", "none"] = "keyed"
+    augment: bool = True
+    layout: Literal["default", "channels last"] = "default"
+    compile: Literal["no", "yes", "CUDA graphs"] = "no"
+    cudnn_benchmark: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the row: batch, side, precision, and what differs."""
+        precision = "float32" if self.precision == "no" else self.precision
+        changes = [precision + ("" if self.precision != "no" or self.tf32 else " without TF32")]
+        changes += [] if self.dropout == "keyed" else [f"{self.dropout} dropout"]
+        changes += [] if self.augment else ["no augmentation"]
+        changes += [] if self.layout == "default" else [self.layout]
+        changes += {"no": [], "yes": ["compiled"], "CUDA graphs": ["compiled, CUDA graphs"]}[self.compile]
+        changes += ["cudnn.benchmark"] if self.cudnn_benchmark else []
+        return f"bare step, {self.batch} x {self.side}, {', '.join(changes)}"
+
+
+def variants(batch: int, side: int) -> list[Variant]:
+    """Give the variants of one shape, the most important ones first."""
+    base = Variant(batch=batch, side=side)
+    changes: list[dict] = [
+        {},
+        {"compile": "yes"},
+        {"dropout": "none"},
+        {"precision": "no"},
+        {"precision": "no", "tf32": False},
+        {"precision": "fp16"},
+        {"cudnn_benchmark": True},
+        {"dropout": "torch"},
+        {"dropout": "none", "layout": "channels last"},
+        {"augment": False},
+        {"compile": "yes", "layout": "channels last"},
+        {"compile": "yes", "dropout": "none"},
+    ]
+    return [dataclasses.replace(base, **change) for change in changes]
+
+
+OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
+FULL = [
+    *variants(64, 256),
+    *(Variant(batch=batch, side=side) for batch, side in OTHER_SHAPES),
+    Variant(batch=8, side=128, compile="CUDA graphs", dropout="none"),
+    Variant(batch=64, side=128, compile="yes"),
+    Variant(batch=32, side=512, compile="yes"),
+]
+SHORT = [Variant(batch=4, side=48, precision="no")]
+
+
+class BareStep:
+    """The optimizer step of a run, again and again on its first batch."""
+
+    def __init__(self, config: TrainConfig, data: Path, run: Path, variant: Variant | None = None) -> None:
+        """Set up a run in the folder `run` on the shard set `data`, and change it as `variant` says."""
+        self.trainer = Trainer(config, str(data), run)
+        if variant:
+            self._change(variant)
+        self._steps = self.trainer.stream.steps()
+        self.step: Step = next(self._steps)
+        self._batches = iter(self.step)
+        self.batch: Batch = next(self._batches)
+
+    def __call__(self) -> None:
+        """Queue one step on the device."""
+        self.trainer.forward_backward(self.batch)
+        self.trainer.optimizer_step(self.step)
+
+    def close(self) -> None:
+        """End the decoding threads and free the device's memory."""
+        self._batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        self._steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+        self.trainer.stream.__exit__()
+        del self.trainer, self.batch
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _change(self, variant: Variant) -> None:
+        trainer = self.trainer
+        if variant.dropout == "torch":
+            plain_dropout(trainer.model)
+        if variant.layout == "channels last":
+            channels_last(trainer.model)
+            trainer.gradients = Gradients(trainer.model.parameters(), trainer.accelerator)  # of the weights' layout
+        if variant.compile == "CUDA graphs":
+            trainer.prepared_model.compile(mode="reduce-overhead", dynamic=False)
+
+
+def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
+    """Time a variant: ROUNDS rounds of about `seconds` each."""
+    torch.backends.cudnn.benchmark = variant.cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = variant.tf32
+    config = TrainConfig(
+        batch=BatchConfig(global_size=variant.batch),
+        model=ModelConfig(dropout=0.0 if variant.dropout == "none" else 0.3),
+        augment=AugmentConfig(
+            **load_recipe("isic2018-128")["augment"] | {"enabled": variant.augment, "progressive_resize_fraction": 0.0}
+        ),
+        compile="on" if variant.compile == "yes" else "off",
+        epochs=10**6,
+    )
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        step = BareStep(config, sets / f"set-{variant.side}", Path(folder) / "run", variant)
+        try:
+            timed(step, 1)
+            first = time.perf_counter() - start
+            timed(step, 3)
+            estimate = timed(step, 2) / 2
+            steps = max(2, min(200, round(seconds / estimate)))
+            step_s = statistics.median(timed(step, steps) / steps for _ in range(ROUNDS))
+            start = time.perf_counter()
+            step()  # with an empty queue: what the host needs to launch it
+            host_s = time.perf_counter() - start
+        finally:
+            step.close()
+    values = {
+        "images_per_s": variant.batch / step_s,
+        "step_ms": 1e3 * step_s,
+        "host_ms": 1e3 * host_s,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
+        "first_step_s": first,
+    }
+    detail = "{images_per_s:.0f} images/s, step {step_ms:.2f} ms, host {host_ms:.2f} ms, peak {peak_gib:.2f} GiB, "
+    return Outcome(
+        result="measured", detail=(detail + "first step {first_step_s:.1f} s").format(**values), values=values
+    )
+
+
+def timed(step: BareStep, steps: int) -> float:
+    """Give the seconds of a number of steps, until the device has done the last one."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=Path, required=True, help="folder of the shard sets set-128, set-256, ...")
+    parser.add_argument("--names", nargs="+", required=True, help="variants, all of one precision")
+    options = parser.parse_args()
+    by_name = {variant.name: variant for variant in (*FULL, *SHORT)}
+    for name in options.names:
+        emit(run_row(name, functools.partial(measure, by_name[name], options.sets)))
+
+
+if __name__ == "__main__":
+    main()
