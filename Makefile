@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow coverage lint docs clean
+.PHONY: demo test test-slow test-browser coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/isicdist demo
@@ -15,6 +15,11 @@ test: .venv/installed-dev lint
 # What takes minutes: the network compiled by inductor.
 test-slow: .venv/installed-dev
 	$(PYTEST) -m slow
+
+# The pages in Chromium, which `make test` leaves out where there is none.
+test-browser: .venv/installed-dev
+	@command -v chromium || command -v google-chrome || { echo "no Chromium: apt-get install chromium"; exit 1; }
+	$(PYTEST) tests/browser
 
 # `make test` with the share of lines that the tests run.
 coverage: .venv/installed-dev lint
@@ -27,7 +32,7 @@ lint: .venv/installed-dev
 	$(BIN)/codespell
 
 docs: .venv/installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv demo site
