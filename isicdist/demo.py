@@ -13,6 +13,7 @@ from shards.errors import ToolkitError, UsageError
 
 MARKER = ".isicdist-demo"
 PROCESSES = 2
+REPORT_NAME = "report.html"
 
 
 def demo(out: Path, samples: int) -> None:
@@ -35,8 +36,7 @@ def demo(out: Path, samples: int) -> None:
         if code:
             raise ToolkitError(f"the demo stopped at {title!r}: exit code {code} (its message stands above)")
     console.rule("Done")
-    examples = out / "run" / "evaluation" / "test" / "examples.png"
-    console.print(f"worst, median and best images: {examples}", highlight=False, soft_wrap=True)
+    console.print(f"curves and pictures: open {out / REPORT_NAME} in a browser", highlight=False, soft_wrap=True)
 
 
 def demo_commands(out: Path, samples: int) -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def demo_commands(out: Path, samples: int) -> dict[str, list[str]]:
         "Training": [*_accelerate_launch(), *train],
         "Scores on the test split": [*isicdist, "evaluate", *evaluate],
         "Masks": [*isicdist, "predict", *predict],
-        "The run": [*isicdist, "report", run],
+        "The run": [*isicdist, "report", run, "--out", str(out / REPORT_NAME)],
     }
 
 

@@ -17,7 +17,7 @@ from shards.geometry import mask_outline
 SIDE = 384
 """Longer side of the layers in pixels; larger photographs are reduced to it, so that a page of many runs is small."""
 JPEG_QUALITY = 85
-FILL_ALPHA = 40
+FILL_ALPHA = 24
 """Opacity of the inside of a mask, of 255; its outline is opaque."""
 
 
