@@ -31,8 +31,8 @@ def train_command(run: RunFiles) -> str:
     launch += ["--multi_gpu"] * (world_size > 1)  # also on the CPU: without it accelerate starts one process
     launch += ["--mixed_precision", run.config["mixed_precision"], "--dynamo_backend", "no"]
     variables = "ACCELERATE_USE_CPU=true " * (run.config.get("device") == "cpu")
-    command = [*launch, "-m", "isicdist", "train", "--data", DATA, "--run", RUN]
-    return " \\\n  ".join([variables + shlex.join(command), *map(shlex.join, train_flags(run))])
+    command = ["-m", "isicdist", "train", "--data", DATA, "--run", RUN]
+    return " \\\n  ".join([variables + shlex.join(launch), *map(shlex.join, [command, *train_flags(run)])])
 
 
 def evaluate_commands(run: RunFiles) -> list[str]:
