@@ -45,6 +45,8 @@ from shards.remote.cache import NodeCache
 
 REQUEUE_NAME = "REQUEUE"
 """File in the run's folder while a run that a signal stopped waits to be started again."""
+MIN_SIDE = 2 * SIZE_DIVISOR
+"""Least side of a training image, in pixels: instance norm needs more than one element in the lowest map."""
 EVALUATION_MICRO_SIZE = 16
 """Images of one forward pass of an evaluation; fewer after training has run out of memory."""
 
@@ -70,8 +72,8 @@ class Trainer:
         # Data: which samples there are, and how a global batch is cut for this many processes.
         self.shards = ShardSet.open(data, NodeCache(max_bytes=config.stream.cache_size))
         self.train_split, self.val_split = self.shards.split("train"), self.shards.split("val")
-        check_split(self.train_split, self.accelerator.num_processes)
-        world_size, side = self.accelerator.num_processes, self.train_split.size or 0
+        world_size = self.accelerator.num_processes
+        side = check_split(self.train_split, world_size)
         plan = plan_batches(config.batch, world_size, side, self.accelerator.device)
         self.record = RunRecord.of(config, self.shards.digest, self.accelerator)
 
@@ -289,7 +291,9 @@ class Trainer:
         self.prepared_model, self.prepared_ema = (
             self.accelerator.prepare_model(network, evaluation_mode=True) for network in (self.model, self.ema.model)
         )
-        if self.config.compile == "on" or (self.config.compile == "auto" and self.accelerator.device.type == "cuda"):
+        if self.config.compile == "on" or (
+            self.config.compile == "auto" and launch.can_compile(self.accelerator.device)
+        ):
             for network in (self.prepared_model, self.prepared_ema):
                 network.compile(dynamic=False)  # in place: weights and checkpoints keep their names
         broadcast([weight.data for network in (self.model, self.ema.model) for weight in network.parameters()])
@@ -318,7 +322,7 @@ class Trainer:
 
 def training_side(side: int, *, small: bool) -> int:
     """Choose the side that images of `side` pixels are trained at: theirs, or about three quarters of it."""
-    return max(SIZE_DIVISOR, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
+    return max(MIN_SIDE, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
 
 
 def build_model(config: TrainConfig) -> ImprovedUNet:
@@ -328,12 +332,15 @@ def build_model(config: TrainConfig) -> ImprovedUNet:
         return ImprovedUNet(**dataclasses.asdict(config.model))
 
 
-def check_split(split: Split, world_size: int) -> None:
-    """Raise UsageError when a split cannot be trained on by `world_size` processes."""
+def check_split(split: Split, world_size: int) -> int:
+    """Return the side of the images in pixels. UsageError when `world_size` processes cannot train on the split."""
     if world_size > len(split):
         raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
-    if split.size is not None and split.size % SIZE_DIVISOR:
+    if split.size is None:
+        raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
+    if split.size % SIZE_DIVISOR or split.size < MIN_SIDE:
         raise UsageError(
-            f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR}; "
-            f"build with --size {max(SIZE_DIVISOR, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
+            f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR} from "
+            f"{MIN_SIDE} on; build with --size {max(MIN_SIDE, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
         )
+    return split.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
+from torch.utils._triton import has_triton
 
 from isicdist.config import Precision
 from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
@@ -91,6 +93,11 @@ def decoding_threads(asked: int | Literal["auto"], device: torch.device) -> int:
     if asked != "auto":
         return asked
     return 2 if device.type == "cpu" else min(MAX_DECODING_THREADS, worker_threads())
+
+
+def can_compile(device: torch.device) -> bool:
+    """Tell whether torch.compile pays on this device and has what it needs: a GPU, Triton and a C compiler."""
+    return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def computes_tf32(device: torch.device) -> bool:

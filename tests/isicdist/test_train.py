@@ -190,7 +190,7 @@ def test_the_first_steps_see_fewer_pixels_where_the_config_says_so(python, shard
     assert first[0.4] == lines(whole, "train")[0]["loss"] != first[0.0]
 
 
-@pytest.mark.parametrize(("side", "small"), [(512, 384), (128, 96), (80, 48), (32, 16), (16, 16)])
+@pytest.mark.parametrize(("side", "small"), [(512, 384), (128, 96), (80, 48), (48, 32), (32, 32)])
 def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side, small):
     from isicdist.train import training_side
 
@@ -198,12 +198,27 @@ def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side
     assert training_side(side, small=False) == side
 
 
-def test_more_processes_than_samples_are_refused(shard_set):
+def test_a_split_that_cannot_be_trained_on_is_refused(shard_set):
     from isicdist.train import check_split
     from shards.errors import UsageError
     from shards.reader import ShardSet
 
     split = ShardSet.open(shard_set).split("train")
-    check_split(split, len(split))
+    assert check_split(split, len(split)) == split.size == 64
     with pytest.raises(UsageError, match=f"{len(split) + 1} processes for {len(split)} training samples"):
         check_split(split, len(split) + 1)
+    for size, message in ((None, "build a set for training with --size N"), (40, "--size 32"), (16, "--size 32")):
+        split.size = size
+        with pytest.raises(UsageError, match=message):
+            check_split(split, 1)
+
+
+def test_the_default_recipe_trains_on_the_smallest_images(python, archive, tmp_path):
+    from shards.build import BuildOptions, build
+
+    data = tmp_path / "set"
+    options = BuildOptions(size=32, split="train=0.8,val=0.2")
+    build(str(archive[0]), str(archive[1]), data, options)
+    words = ("train", "--data", data, "--run", tmp_path / "run", "--steps", 2, "--model.base-channels", 2)
+    done = python("-m", "isicdist", *words)
+    assert done.returncode == 0, done.stderr
