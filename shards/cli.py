@@ -142,22 +142,31 @@ def info(directory: str, /) -> int:
 
 @app.command
 def preview(directory: str, /, *, out: Path, samples: int = 24) -> int:
-    """Draw a contact sheet: images of every split with the outlines of their masks.
+    """Draw a contact sheet: images of every split with the outlines of their masks, as a picture or as a page.
 
     Parameters
     ----------
     directory
         The shard set: a folder or an fsspec URL.
     out
-        The PNG file to write.
+        The file to write: .png, or .html, a page to filter by split and flag whose masks toggle.
     samples
         Number of images, shared between the splits.
     """
     from shards.preview import contact_sheet, save
 
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: give a name that ends in .png")
-    save(contact_sheet(directory, samples), out)
+    kind = out.suffix.lower()
+    if kind not in (".png", ".html"):
+        raise UsageError(f"--out {out}: give a name that ends in .png or .html")
+    if kind == ".html":
+        from shards.files import write_file
+        from shards.preview_page import preview_page
+
+        page = preview_page(directory, samples)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_file(out, page.encode())
+    else:
+        save(contact_sheet(directory, samples), out)
     print(f"{out}")
     return 0
 

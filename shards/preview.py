@@ -28,17 +28,7 @@ def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
     Raises UsageError for `samples` below 1, ShardSetError for a set without samples, and what `ShardSet.open` and
     `Split.read` raise.
     """
-    if samples < 1:
-        raise UsageError(f"--samples {samples}: give 1 or more")
-    shard_set = ShardSet.open(root)
-    splits = [split for split in map(shard_set.split, shard_set.index.splits) if len(split)]
-    chosen: list[tuple[Split, int]] = []
-    for position, split in enumerate(splits):
-        share = (samples - len(chosen)) // (len(splits) - position)
-        indices = np.linspace(0, len(split) - 1, min(share, len(split))).astype(int)
-        chosen += [(split, int(index)) for index in indices]
-    if not chosen:
-        raise ShardSetError(f"{root}: no sample is in it; see {REJECTED_NAME} there for what was left out")
+    chosen = choose_samples(ShardSet.open(root), samples)
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (GAP + columns * (TILE + GAP), GAP + rows * (TILE + CAPTION + GAP)), "white")
@@ -50,6 +40,25 @@ def contact_sheet(root: str | Path, samples: int = 24) -> Image.Image:
         draw.text((x, y + TILE + 2), _shortened(split.key(index)), fill="black", font=font)
         draw.text((x, y + TILE + 17), f"{split.name} · lesion {mask.mean():.0%}", fill="dimgray", font=font)
     return sheet
+
+
+def choose_samples(shard_set: ShardSet, samples: int) -> list[tuple[Split, int]]:
+    """Choose at most `samples` samples, as (split, index), shared evenly between the splits and spread over each.
+
+    Raises UsageError for `samples` below 1, ShardSetError for a set without samples.
+    """
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: give 1 or more")
+    splits = [split for split in map(shard_set.split, shard_set.index.splits) if len(split)]
+    chosen: list[tuple[Split, int]] = []
+    for position, split in enumerate(splits):
+        share = (samples - len(chosen)) // (len(splits) - position)
+        indices = np.linspace(0, len(split) - 1, min(share, len(split))).astype(int)
+        chosen += [(split, int(index)) for index in indices]
+    if not chosen:
+        where = shard_set.location
+        raise ShardSetError(f"{where}: no sample is in it; see {REJECTED_NAME} there for what was left out")
+    return chosen
 
 
 def tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:

@@ -13,7 +13,7 @@ from isicdist import __version__
 from isicdist.metrics.dice import SCORE_NAMES
 from isicdist.report.collect import Evaluation, RunFiles
 from isicdist.report.compare import compare_runs, differing_settings
-from isicdist.report.gallery import Picture, data_uri
+from isicdist.report.gallery import Picture
 from isicdist.report.plots import (
     Chart,
     calibration_chart,
@@ -23,6 +23,7 @@ from isicdist.report.plots import (
     threshold_chart,
 )
 from isicdist.report.reproduce import evaluate_commands, train_command
+from shards.data_uri import data_uri
 
 REFERENCE = {"mean_dice": 0.898, "mean_jaccard": 0.838, "thresholded_jaccard": 0.802}
 """Scores of the winner of ISIC 2018 Task 1 on the challenge's 1,000 test images."""

@@ -53,7 +53,8 @@ def test_build_then_verify_info_and_preview(pictures: Path, tmp_path: Path, caps
     assert run("verify", out, "--deep") == 0
     assert run("info", out) == 0
     assert ShardSet.open(out).digest in capsys.readouterr().out
-    assert run("preview", out, "--out", tmp_path / "sheet.png", "--samples", "9") == 0
+    for name in ("sheet.png", "sheet.html"):
+        assert run("preview", out, "--out", tmp_path / name, "--samples", "9") == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 6 * 192
 

@@ -1,30 +1,19 @@
-"""Pictures of the report: layers that are transparent outside, pale inside and opaque on the outline."""
+"""Pictures of the report: an example as a photograph and a layer for each mask, all of one shape."""
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
-from PIL import Image
-from PIL.ImageColor import getrgb
 
 from isicdist.metrics.examples import Example
 from isicdist.metrics.figures import PREDICTION, TRUTH
-from isicdist.report.gallery import FILL_ALPHA, SIDE, Picture
-
-
-def decoded(uri: str) -> Image.Image:
-    head, data = uri.split(",")
-    picture = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert head == f"data:{picture.get_format_mimetype()};base64"
-    return picture
+from isicdist.report.gallery import SIDE, Picture
+from shards.data_uri import mask_uri, photo_uri
 
 
 def test_an_example_is_a_photograph_and_two_layers():
-    mask = np.zeros((1000, 500), bool)
-    mask[250:750, 100:400] = True
-    image = np.full((1000, 500, 3), (200, 150, 120), np.uint8)
+    mask = np.zeros((100, 50), bool)
+    mask[25:75, 10:40] = True
+    image = np.full((100, 50, 3), (200, 150, 120), np.uint8)
     example = Example(
         group="worst",
         key="ISIC_1",
@@ -33,15 +22,9 @@ def test_an_example_is_a_photograph_and_two_layers():
         aspect_ratio=0.5,
         image=image,
         mask=mask,
-        prediction=np.zeros_like(mask),
+        prediction=~mask,
     )
     picture = Picture.of(example)
-    photo, truth, prediction = (decoded(uri) for uri in (picture.photo, picture.mask, picture.prediction))
-    assert photo.size == truth.size == prediction.size == (SIDE // 2, SIDE)
-    layer = np.asarray(truth.convert("RGBA"))
-    assert (layer[..., 3][layer[..., 3] > 0].min(), layer[..., 3].max()) == (FILL_ALPHA, 255)
-    assert layer[SIDE // 2, SIDE // 4].tolist() == [*getrgb(TRUTH), FILL_ALPHA]  # inside
-    assert layer[SIDE // 4 + 1, SIDE // 4].tolist() == [*getrgb(TRUTH), 255]  # on the outline
-    assert layer[2, 2, 3] == 0
-    assert np.asarray(prediction.convert("RGBA"))[..., 3].max() == 0
-    assert TRUTH != PREDICTION
+    assert picture.photo == photo_uri(image, SIDE)
+    assert picture.mask == mask_uri(mask, TRUTH, SIDE)
+    assert picture.prediction == mask_uri(~mask, PREDICTION, SIDE)
