@@ -188,8 +188,8 @@ class TrainConfig:
     """Seconds that must have passed since the last checkpoint for another one, unless the run ends: epochs may be
     shorter than it is worth to save them on a fast GPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network with torch.compile (inductor); auto: on a GPU, not on a CPU. On an H200 a step of 64 images of
-    256 x 256 took 0.72 of its time, and the first one 25 to 40 s. A resumed run equals the uninterrupted one to
+    """Compile the network with torch.compile (inductor); auto: on a GPU, not on a CPU. On an H200 a step of 64 images
+    of 256 x 256 took 0.72 of its time, and the first one 25 to 40 s. A resumed run equals the uninterrupted one to
     rounding then, not bit for bit."""
     patience: int = 0
     """Evaluations without a better mean Dice that end the run; 0: none do."""
