@@ -4,7 +4,7 @@ const tiles = [...document.querySelectorAll(".tile")];
 const filter = () => {
   const chosen = new FormData(form);
   const splits = chosen.getAll("split");
-  const flag = chosen.get("flag");
+  const flag = chosen.get("flag") ?? ""; // a page without flags has no choice of them
   for (const tile of tiles) {
     const flags = tile.dataset.flags.split(" ");
     tile.hidden = !splits.includes(tile.dataset.split) || (flag !== "" && !flags.includes(flag));

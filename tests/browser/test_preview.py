@@ -29,18 +29,25 @@ def test_every_picture_is_shown_and_nothing_is_wider_than_the_page(open_page, pr
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_samples_are_filtered_by_split_and_flag(open_page, preview: Path):
+def test_samples_are_filtered_by_split(open_page, preview: Path):
     page = open_page(preview)
     tiles, status = page.locator(".tile:visible"), page.get_by_role("status")
     assert (tiles.count(), status.inner_text()) == (9, "9 of 9 samples")
     page.get_by_label("train").uncheck()
     assert (tiles.count(), status.inner_text()) == (6, "6 of 9 samples")
     assert page.locator('.tile:visible[data-split="train"]').count() == 0
-    page.evaluate("document.querySelector('.tile[data-split=val]').dataset.flags = 'oriented other'")
-    page.evaluate("document.querySelector('[name=flag]').value = 'oriented'")
-    page.get_by_label("val").uncheck()
-    page.get_by_label("val").check()
-    assert tiles.count() == 1
+
+
+def test_samples_are_filtered_by_flag(open_page, preview: Path, tmp_path: Path):
+    # The generated images have no flags: give one to a sample, and the choice of it to the form.
+    flagged = preview.read_text().replace('data-flags=""', 'data-flags="oriented other"', 1)
+    choice = '<label><input type="radio" name="flag" value="oriented"> oriented</label>'
+    (tmp_path / "flagged.html").write_text(flagged.replace("</form>", f"{choice}</form>"))
+    page = open_page(tmp_path / "flagged.html")
+    assert page.locator(".tile:visible").count() == 9
+    page.get_by_label("oriented").check()
+    assert page.locator(".tile:visible").count() == 1
+    assert page.get_by_role("status").inner_text() == "1 of 9 samples"
 
 
 def test_masks_toggle(open_page, preview: Path):
