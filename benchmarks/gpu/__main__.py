@@ -14,6 +14,8 @@ import contextlib
 import functools
 import os
 import platform
+import re
+import shutil
 import sys
 import tempfile
 import time
@@ -31,6 +33,8 @@ from benchmarks.gpu.kit import FULL, SHORT, Kit
 from benchmarks.gpu.rows import Outcome, Report, Row, run_row
 from isicdist.data.synthetic import synthesize
 
+WORK_BYTES = 8 * 2**30
+"""Shard sets, decoded caches and runs take less."""
 GENERATED = {True: 64, False: 2594}
 """Images that are generated where no archives are given, by `short`."""
 
@@ -46,45 +50,45 @@ class Task:
 
 
 def correctness_tasks(kit: Kit) -> list[Task]:
-    """Give the rows about whole runs; they do not depend on each other and run at the same time."""
-    tasks = [Task(name=f"float64 on {', '.join(map(str, kit.sizes.worlds))} ranks", function=runs.float64_ranks)]
-    for precision in kit.sizes.precisions:
-        resume = functools.partial(runs.resume, precision=precision, compiled="off")
-        tasks.append(Task(name=f"resume, {'float32' if precision == 'no' else precision}", function=resume))
-    compiled = functools.partial(runs.resume, precision="bf16", compiled="on")
+    """Give the rows about whole runs, the longest first; they do not depend on each other and run at the same time."""
+    resume = {
+        "resume, bf16, compiled": functools.partial(runs.resume, precision="bf16", compiled="on"),
+        **{
+            f"resume, {'float32' if precision == 'no' else precision}": functools.partial(
+                runs.resume, precision=precision, compiled="off"
+            )
+            for precision in kit.sizes.precisions
+        },
+    }
     return [
-        *tasks,
-        Task(name="nccl", function=runs.nccl, gpu=True),
-        Task(name="same scores on 1 and 2 ranks", function=runs.same_scores),
+        *(Task(name=name, function=function, gpu="compiled" in name) for name, function in resume.items()),
+        Task(name=f"float64 on {', '.join(map(str, kit.sizes.worlds))} ranks", function=runs.float64_ranks),
         Task(name="out of memory", function=runs.out_of_memory, gpu=True),
+        Task(name="same scores on 1 and 2 ranks", function=runs.same_scores),
+        Task(name="nccl", function=runs.nccl, gpu=True),
         Task(name="killed rank", function=runs.killed_rank),
         Task(name="stop signal", function=runs.stop_signal),
-        Task(name="resume, bf16, compiled", function=compiled, gpu=True),
     ]
 
 
 def speed_tasks() -> list[Task]:
-    """Give the rows about throughput; each has the machine to itself."""
+    """Give the rows about throughput; each has the GPU to itself."""
+    loops: dict[str, dict[str, object]] = {
+        "loop": {},
+        "loop, compiled": {"compile": "on"},
+        "loop, decoding in 2 threads": {"stream__decoded_cache": "off"},
+        "loop, decoding in 8 threads": {"stream__decoded_cache": "off", "stream__workers": 8},
+    }
     return [
-        Task(name="loop", function=functools.partial(speed.loop, name="loop")),
-        Task(
-            name="loop, compiled", function=functools.partial(speed.loop, name="loop, compiled", compile="on"), gpu=True
+        *(
+            Task(name=name, function=functools.partial(speed.loop, name=name, **flags), gpu=bool(flags))
+            for name, flags in loops.items()
         ),
-        Task(
-            name="loop, 8 decoding threads",
-            function=functools.partial(speed.loop, name="loop, 8 decoding threads", stream__workers=8),
-            gpu=True,
-        ),
-        Task(
-            name="loop, no decoded cache",
-            function=functools.partial(speed.loop, name="loop, no decoded cache", stream__decoded_cache="off"),
-            gpu=True,
-        ),
+        Task(name="targets", function=speed.targets, gpu=True),
         Task(name="epochs, batch of 8", function=functools.partial(speed.epochs, batch=8)),
         Task(name="epochs, batch of 128", function=functools.partial(speed.epochs, batch=128), gpu=True),
         Task(name="evaluate", function=speed.evaluate),
         Task(name="predict", function=speed.predict),
-        Task(name="targets", function=speed.targets, gpu=True),
     ]
 
 
@@ -105,20 +109,20 @@ def run_checks(kit: Kit, selected: Callable[[str], bool]) -> None:
             kit.report.add(Row(name=name, result="needs a GPU"))
         names = [name for name in names if name not in checks.GPU_ONLY]
     words = ("--data", str(kit.shard_set(kit.sizes.small)))
-    for precision in ("no", "bf16", "fp16"):
-        these = [name for name in names if name.rpartition(", ")[2] == precision]
-        these = these or [name for name in names if precision == "no" and not name.endswith(("bf16", "fp16"))]
+    narrow = [name for name in names if name.endswith(("bf16", "fp16"))]
+    by_precision = {"no": [name for name in names if name not in narrow]}
+    by_precision |= {precision: [name for name in narrow if name.endswith(precision)] for precision in ("bf16", "fp16")}
+    for precision, these in by_precision.items():
         environment = {"ACCELERATE_MIXED_PRECISION": precision}
         kit.child_rows("benchmarks.gpu.checks", these, *words, seconds=120, env=environment)
 
 
-def run_bare(kit: Kit, selected: Callable[[str], bool]) -> None:
-    """Report the rows of `benchmarks.gpu.bare`, one process per precision."""
-    variants = [variant for variant in (bare.FULL if kit.gpus else bare.SHORT) if selected(variant.name)]
-    for precision in ("bf16", "no", "fp16"):
+def run_bare(kit: Kit, variants: list[bare.Variant]) -> None:
+    """Report rows of `benchmarks.gpu.bare`, one process per precision."""
+    for precision in dict.fromkeys(variant.precision for variant in variants):
         names = [variant.name for variant in variants if variant.precision == precision]
         environment = {"ACCELERATE_MIXED_PRECISION": precision}
-        kit.child_rows("benchmarks.gpu.bare", names, "--sets", str(kit.work), seconds=200, env=environment)
+        kit.child_rows("benchmarks.gpu.bare", names, "--sets", str(kit.work), seconds=kit.remaining, env=environment)
 
 
 def run_all(kit: Kit, selected: Callable[[str], bool]) -> None:
@@ -132,10 +136,12 @@ def run_all(kit: Kit, selected: Callable[[str], bool]) -> None:
         jobs += [pool.submit(run_task, kit, task) for task in correctness_tasks(kit) if selected(task.name)]
     for job in jobs:
         job.result()
-    run_bare(kit, selected)
+    run_bare(kit, [each for each in (bare.FIRST if kit.gpus else bare.SHORT) if selected(each.name)])
     tasks = [task for task in speed_tasks() if selected(task.name)]
     with ThreadPoolExecutor(1 if kit.gpus else kit.sizes.jobs) as pool:  # on a CPU nothing is measured in earnest
         list(pool.map(functools.partial(run_task, kit), tasks))
+    if kit.gpus:
+        run_bare(kit, [each for each in bare.OTHERS if selected(each.name)])
 
 
 def sources(data: Path | None, work: Path, *, short: bool) -> tuple[str, str]:
@@ -167,14 +173,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.md, gpu.json and gpu.log")
     parser.add_argument("--short", action="store_true", help="small sizes on the CPU, in about a minute")
     parser.add_argument("--budget-s", type=float, default=480, help="seconds after which the other rows are not run")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="only rows whose name has one of these")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="only rows whose name matches one of these patterns"
+    )
     options = parser.parse_args()
     deadline = time.monotonic() + options.budget_s
     gpus = 0 if options.short else torch.cuda.device_count()
     if not gpus and not options.short:
         parser.error("there is no GPU; --short runs on a CPU")
     memory = Path("/dev/shm")  # a file system in memory: the disk is not the subject
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and not options.short else None) as folder:
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > WORK_BYTES
+    with tempfile.TemporaryDirectory(dir=memory if roomy and gpus else None) as folder:
         work = Path(folder)
         images, masks = sources(options.data, work, short=options.short)
         report = Report(options.out, header(gpus))
@@ -188,7 +197,7 @@ def main() -> int:
             deadline=deadline,
         )
         with contextlib.suppress(KeyboardInterrupt):
-            run_all(kit, lambda name: any(text in name for text in options.only))
+            run_all(kit, lambda name: any(re.search(text, name) for text in options.only))
     print(report.markdown())
     return int(any(row.result == "failed" for row in report.rows))
 

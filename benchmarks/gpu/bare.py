@@ -60,35 +60,34 @@ class Variant:
         return f"bare step, {self.batch} x {self.side}, {', '.join(changes)}"
 
 
-def variants(batch: int, side: int) -> list[Variant]:
-    """Give the variants of one shape, the most important ones first."""
-    base = Variant(batch=batch, side=side)
-    changes: list[dict] = [
-        {},
-        {"compile": "yes"},
-        {"dropout": "none"},
-        {"precision": "no"},
-        {"precision": "no", "tf32": False},
-        {"precision": "fp16"},
-        {"cudnn_benchmark": True},
-        {"dropout": "torch"},
-        {"dropout": "none", "layout": "channels last"},
-        {"augment": False},
-        {"compile": "yes", "layout": "channels last"},
-        {"compile": "yes", "dropout": "none"},
-    ]
-    return [dataclasses.replace(base, **change) for change in changes]
-
-
-OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
-FULL = [
-    *variants(64, 256),
-    *(Variant(batch=batch, side=side) for batch, side in OTHER_SHAPES),
-    Variant(batch=8, side=128, compile="CUDA graphs", dropout="none"),
+BASE = Variant(batch=64, side=256)
+COMPILED = dataclasses.replace(BASE, compile="yes")
+FLOAT32 = dataclasses.replace(BASE, precision="no")
+FIRST = [
+    BASE,
+    COMPILED,
+    dataclasses.replace(BASE, dropout="none"),
+    FLOAT32,
+    dataclasses.replace(FLOAT32, tf32=False),
+    dataclasses.replace(BASE, precision="fp16"),
+]
+"""The variants that the targets are about, and the other precisions."""
+_OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
+OTHERS = [
+    *(Variant(batch=batch, side=side) for batch, side in _OTHER_SHAPES),
+    dataclasses.replace(BASE, cudnn_benchmark=True),
+    dataclasses.replace(BASE, dropout="torch"),
+    dataclasses.replace(BASE, dropout="none", layout="channels last"),
+    dataclasses.replace(BASE, augment=False),
+    Variant(batch=8, side=128, dropout="none", compile="CUDA graphs"),
+    dataclasses.replace(COMPILED, layout="channels last"),
+    dataclasses.replace(COMPILED, dropout="none"),
     Variant(batch=64, side=128, compile="yes"),
     Variant(batch=32, side=512, compile="yes"),
 ]
+"""Further ones, the most informative and the quickest first: the time budget may end before they are all measured."""
 SHORT = [Variant(batch=4, side=48, precision="no")]
+"""The one that is measured on a CPU."""
 
 
 class BareStep:
@@ -190,7 +189,7 @@ def main() -> None:
     parser.add_argument("--sets", type=Path, required=True, help="folder of the shard sets set-128, set-256, ...")
     parser.add_argument("--names", nargs="+", required=True, help="variants, all of one precision")
     options = parser.parse_args()
-    by_name = {variant.name: variant for variant in (*FULL, *SHORT)}
+    by_name = {variant.name: variant for variant in (*FIRST, *OTHERS, *SHORT)}
     for name in options.names:
         emit(run_row(name, functools.partial(measure, by_name[name], options.sets)))
 

@@ -114,11 +114,13 @@ def network_and_gradient(data: Path) -> str:
     if device().type == "cuda":
         cases.append(("fp16", torch.float32, torch.float16, True, 5e-2, 1.0))
     texts, too_far = [], []
+    allowed = torch.backends.cudnn.allow_tf32
     for name, dtype, autocast, tf32, *limits in cases:
-        with torch.backends.cudnn.flags(allow_tf32=tf32):
-            errors = [relative_error(*pair) for pair in zip(run(device(), dtype, autocast), reference, strict=True)]
+        torch.backends.cudnn.allow_tf32 = tf32
+        errors = [relative_error(*pair) for pair in zip(run(device(), dtype, autocast), reference, strict=True)]
         texts.append(f"{name} {errors[0]:.1e} and {errors[1]:.1e}")
         too_far += [name] if any(error >= limit for error, limit in zip(errors, limits, strict=True)) else []
+    torch.backends.cudnn.allow_tf32 = allowed
     text = f"relative errors of logits and gradient: {', '.join(texts)}"
     assert not too_far, f"too far off in {', '.join(too_far)}; {text}"
     return text

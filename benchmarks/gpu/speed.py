@@ -9,7 +9,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from benchmarks.gpu.bare import variants
+from benchmarks.gpu import bare
 from benchmarks.gpu.kit import ONE_STEP, Kit
 from benchmarks.gpu.rows import Outcome
 from isicdist.training.tracking.metrics_file import METRICS_NAME, read_metrics
@@ -48,10 +48,10 @@ def loop(kit: Kit, name: str, **flags: object) -> Outcome:
     values["first_images_per_s"] = first.images_per_s
     detail = f"{rate:.0f} images/s, data_wait {100 * values['data_wait']:.1f} %, in the first {log_every} steps "
     detail += f"{first.images_per_s:.0f} images/s"
-    compiled = flags.get("compile") == "on"
-    bare = kit.report.value(variants(sizes.batch, sizes.medium)[int(compiled)].name, "images_per_s")
-    if bare:
-        values["of_bare"] = rate / bare
+    variant = bare.COMPILED if flags.get("compile") == "on" else bare.BASE
+    bare_rate = kit.report.value(variant.name, "images_per_s")
+    if bare_rate:
+        values["of_bare"] = rate / bare_rate
         detail += f"; {values['of_bare']:.3f} of the bare step"
     return Outcome(result="measured", detail=detail, values=values)
 
@@ -106,9 +106,8 @@ def predict(kit: Kit) -> Outcome:
 
 def targets(kit: Kit) -> Outcome:
     """Compare with what one H100 should reach at 256 x 256 in bf16."""
-    batch, side = kit.sizes.batch, kit.sizes.medium
-    eager, compiled, _, _, float32 = (
-        kit.report.value(variant.name, "images_per_s") for variant in variants(batch, side)[:5]
+    eager, compiled, float32 = (
+        kit.report.value(variant.name, "images_per_s") for variant in (bare.BASE, bare.COMPILED, bare.FLOAT32)
     )
     of_bare = kit.report.value("loop", "of_bare")
     data_wait = kit.report.value("loop", "data_wait")
