@@ -87,9 +87,8 @@ class Trainer:
             restore_weights(found, self.model, self.ema.model, adam)
         self._prepare(adam)
 
-        self.workers = launch.decoding_threads(config.stream.workers, self.accelerator.device)
-
         # The stream of batches, and the state that a run continues from.
+        self.workers = launch.decoding_threads(config.stream.workers, self.accelerator.device)
         train_cache, self.val_cache = (
             DecodedCache.open(config.stream.decoded_cache, split) for split in (self.train_split, self.val_split)
         )
@@ -114,8 +113,8 @@ class Trainer:
             self.state = TrainState(
                 stream=self.stream.state_dict(), early_stopping=EarlyStopping(patience=config.patience)
             )
-        epochs_end = config.epochs * self.stream.steps_per_epoch
-        self.total_steps = min(epochs_end, config.steps or epochs_end)
+        steps_of_epochs = config.epochs * self.stream.steps_per_epoch
+        self.total_steps = min(steps_of_epochs, config.steps or steps_of_epochs)
 
         # What watches over a step.
         self.oom_guard, self.stop_signal = OomGuard(), StopSignal()
@@ -137,6 +136,7 @@ class Trainer:
         with self.stream, self.stop_signal, self.writer, self._open_tracker() as self.tracker:
             self._make_up_for_pending_evaluation()
             self.meter.reset()
+            self.first_step_since = time.perf_counter()
             while not self.finished:
                 for step in self.stream.steps():  # the optimizer steps of one epoch
                     # 1. Gradient accumulation over this rank's micro batches. Out of memory is noted here ...
@@ -200,6 +200,9 @@ class Trainer:
         state.step += 1
         self.ema.update(self.model, state.step)
         self.meter.add_step(loss, skipped, step.samples)
+        if self.first_step_since:  # of this start: it has compiled kernels, warmed up cuDNN, filled the stream
+            self.tracker.note(f"first step: {time.perf_counter() - self.first_step_since:.1f} s")
+            self.first_step_since = 0.0
         return rate, norm
 
     def repeat_in_smaller_micro_batches(self, step: Step) -> None:

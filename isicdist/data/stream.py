@@ -148,8 +148,8 @@ class Stream:
         self.split, self.plan, self.rank = split, plan, rank
         self.seed, self.window, self.prefetch = seed, window, prefetch
         self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())  # threads have a current device of their own
+        if str(self.device) == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())  # another thread has its own
         self.epoch_number = 0
         self.consumed = 0
         """Samples of the epoch that all ranks together have been given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from isicdist.errors import TrainingError
 
 
 @contextlib.contextmanager
-def raise_on_lost_rank() -> Iterator[None]:
+def raise_on_lost_rank() -> Generator[None]:
     """Re-raise a collective that failed or timed out as TrainingError. Decorates a command."""
     try:
         yield
