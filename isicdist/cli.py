@@ -19,7 +19,7 @@ DEFAULT_RECIPE = "isic2018-128"
 
 
 def _settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in what `--config` or `--recipe` says, for every flag that the command line does not give."""
+    """Fill in the settings of `--config` or `--recipe` for every flag that the command line does not give."""
     if commands != ("train",):
         return
     given = {argument.name: argument.tokens[-1].value for argument in arguments if argument.tokens}
@@ -56,11 +56,11 @@ def train(
     data
         The shard set that `isic-shards build` made: a folder or an fsspec URL.
     run
-        The folder of the run; a run that is there already goes on from its newest checkpoint.
+        The folder of the run; an existing run resumes from its newest checkpoint.
     config
         A TOML file of settings; flags win over it.
     recipe
-        A named recipe, in the place of --config.
+        A named recipe, instead of --config.
     settings
         The settings, by section.
     """
@@ -84,7 +84,7 @@ def evaluate(
     split
         The split to score.
     metadata
-        FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored apart, too.
+        FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored as a subgroup, too.
     tta
         Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
     """
@@ -115,7 +115,7 @@ def predict(
 ) -> None:
     """Write a mask for every image, 0 and 255, at the image's own resolution; each process takes its share.
 
-    What is there already is kept, so a prediction that was stopped goes on where it was.
+    Masks that exist are not predicted again, so that an interrupted prediction resumes.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def predict(
     checkpoint
         The run, or its `best` folder.
     ensemble
-        Several of them, in the place of --checkpoint: their probabilities are averaged, and their thresholds.
+        Several of them, instead of --checkpoint: their probabilities are averaged, and their thresholds.
     tta
         Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
     probabilities
@@ -239,7 +239,7 @@ def synth(*, out: Path, samples: int = 64, seed: int = 0) -> None:
     samples
         Pairs of image and mask.
     seed
-        What every pixel is a function of.
+        Random seed.
     """
     from rich.progress import Progress
 
@@ -260,7 +260,7 @@ def demo(*, out: Path = Path("demo"), samples: int = 240) -> None:
     Parameters
     ----------
     out
-        The folder of the demo; what an earlier demo left there is replaced.
+        The folder of the demo; an earlier demo there is replaced.
     samples
         Pairs of image and mask.
     """

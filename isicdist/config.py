@@ -1,4 +1,4 @@
-"""What a run can be told, and why each value is as it is. Values are checked where they are made.
+"""Settings of a training run: frozen dataclasses that document, check and default every value.
 
 The same names, nested by section, are the keys of a recipe's TOML and the flags of `isicdist train`
 (`[batch] global_size` is `--batch.global-size`). A flag wins over `--config` or `--recipe`.
@@ -40,13 +40,13 @@ def _require_range(name: str, value: Range) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """The batch: how large it is for science, and for the hardware."""
+    """Batch sizes: the global batch decides the result, the micro batch memory and speed only."""
 
     global_size: int = 16
-    """Samples of one step over all processes; results depend on it, never on how it is cut."""
+    """Samples of one optimizer step over all processes (global batch)."""
     micro_size: int | Literal["auto"] = "auto"
-    """Samples of one forward pass on one process; auto: its whole share of the global batch (on a CPU at most 2^20
-    pixels), and half as many whenever a process runs out of memory."""
+    """Samples of one forward pass on one process; gradient accumulation follows from it. auto: the whole share of the
+    global batch (on a CPU at most 2^20 pixels), halved whenever a process runs out of memory (OOM)."""
 
     def __post_init__(self) -> None:
         _require(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
@@ -56,22 +56,22 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Reading and decoding."""
+    """Data loading: reading, decoding, shuffling, caches."""
 
     workers: int | Literal["auto"] = "auto"
     """Threads per process that decode samples; auto: 2 beside a CPU that trains, the process's share of the machine's
     cores beside a GPU, at most 8."""
     prefetch: int = 2
-    """Micro batches decoded ahead."""
+    """Micro batches that are decoded ahead (prefetch)."""
     window: int = 0
-    """Shards that are shuffled together; 0: the whole set, which costs nothing where shards are local, and 16 shards
-    of a set behind a URL, which must all be here at once."""
+    """Shuffle window in shards; 0: the whole set where shards are local, 16 shards of a set behind a URL, which must
+    all be cached at once."""
     cache_size: int = 0
     """Bytes of shards behind a URL that are kept on each node, at least those of two windows; 0: all of them. They
     lie in the cache folder: $ISICDIST_CACHE, else ~/.cache/isicdist, or a folder in $SLURM_TMPDIR or $TMPDIR where that
     is on a network file system."""
     decoded_cache: str = "auto"
-    """Where decoded samples are kept, so that from the second epoch on none is decoded: auto, off or a folder; auto:
+    """Folder that caches decoded samples, so that from the second epoch on none is decoded; or auto, or off. auto:
     below the cache folder, if it can be written and they take at most a quarter of the memory and half of what is free
     on the disk."""
 
@@ -91,9 +91,9 @@ class ModelConfig:
     base_channels: int = 16
     """Filters at full resolution; doubled at each of the four levels below."""
     dropout: float = 0.3
-    """Share of elements dropped in each context module."""
+    """Dropout probability in each context module, from 0 to below 1."""
     deep_supervision: bool = True
-    """Whether the heads at quarter and half resolution are added to the full one."""
+    """Deep supervision: add the heads at quarter and half resolution to the full one."""
 
     def __post_init__(self) -> None:
         _require(self.base_channels >= 1, "model.base_channels", self.base_channels, "at least 1; the paper has 16")
@@ -102,21 +102,21 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam, its rate, and the loss."""
+    """Optimizer (Adam), learning rate and loss."""
 
     lr: float = 2e-3
-    """Highest learning rate."""
+    """Peak learning rate."""
     schedule: Literal["one-cycle", "paper"] = "one-cycle"
-    """one-cycle over the whole run, or the paper's lr x 0.985^epoch."""
+    """Learning-rate schedule: one-cycle (warm-up, then cosine decay) or the paper's lr x 0.985^epoch."""
     weight_decay: float = 2e-5
     """Coupled L2 (twice the paper's 1e-5 x sum of squares), not on biases and norms."""
     clip_norm: float = 12.0
-    """Largest norm of a step's gradient; 0: not clipped."""
+    """Gradient clipping: maximum norm of a step's gradient; 0: no clipping."""
     bce_weight: float = 0.5
     """Weight of the binary cross-entropy beside the soft Dice loss."""
     ema_decay: float = 0.0
-    """Share of the moving average of the weights that stays at each step, at most (1 + step) / (10 + step). The
-    average is what is evaluated and kept in RUN/best; 0: the weights as they are."""
+    """Decay of the exponential moving average (EMA) of the weights, at most (1 + step) / (10 + step). The average is
+    evaluated and saved as RUN/best; 0: the weights themselves."""
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "optim.lr", self.lr, "give a positive rate, such as 2e-3")
@@ -134,26 +134,26 @@ class AugmentConfig:
     """
 
     enabled: bool = True
-    """Whether training images are augmented at all."""
+    """Augment training images."""
     progressive_resize_fraction: float = 0.0
-    """Share of the run's steps, the first ones, that see the images at three quarters of their side in 0.6 of the time:
-    so there are more of them, and the last ones see all pixels (Tan and Le, arXiv:2104.00298, section 4)."""
+    """Progressive resizing: fraction of the run's steps, the first ones, that train on images of three quarters of the
+    side, in 0.6 of the time (Tan and Le, arXiv:2104.00298, section 4)."""
     rotation: float = 45.0
-    """Largest rotation either way beyond quarter turns, in degrees; 45: any angle."""
+    """Maximum rotation either way in addition to quarter turns, in degrees; 45: any angle."""
     scale: Range = (0.75, 1.25)
-    """Zoom factors."""
+    """Range of the zoom factor."""
     elastic: float = 0.03
     """Standard deviation of the elastic displacement, as a share of the side."""
     contrast: Range = (0.75, 1.5)
-    """Factors around the image's mean."""
+    """Range of the contrast factor around the image's mean."""
     gamma: Range = (0.8, 1.5)
-    """Exponents of the intensity."""
+    """Range of gamma, the exponent of the intensity."""
     brightness: float = 0.1
-    """Largest shift of the intensity either way; the whole range is 1."""
+    """Maximum shift of the intensity either way; the whole range is 1."""
     hue: float = 0.0
-    """Largest turn of the colours about the grey axis either way, in degrees; the paper has none."""
+    """Maximum hue rotation either way, in degrees; the paper has none."""
     saturation: Range = (1.0, 1.0)
-    """Factors of the distance from grey; the paper has none."""
+    """Range of the saturation factor; the paper has none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -175,32 +175,32 @@ class TrainConfig:
     """One training run."""
 
     seed: int = 0
-    """What every random number of the run is a function of."""
+    """Random seed."""
     epochs: int = 12
-    """Passes over the training split."""
+    """Epochs: passes over the training split."""
     steps: int = 0
-    """Steps in all, if that ends first; 0: as many as the epochs have."""
+    """Maximum number of steps; 0: no limit but `epochs`."""
     eval_every: int = 0
     """Steps between evaluations of the validation split; 0: after each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: after each epoch."""
     checkpoint_min_seconds: int = 0
-    """Seconds that must have passed since the last checkpoint for another one, unless the run ends: epochs may be
-    shorter than it is worth to save them on a fast GPU."""
+    """Minimum seconds between two checkpoints, for epochs that a fast GPU ends in seconds; the last one is always
+    saved."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network with torch.compile (inductor); auto: on a GPU, not on a CPU. On an H200 a step of 64 images
     of 256 x 256 took 0.72 of its time, and the first one 25 to 40 s. A resumed run equals the uninterrupted one to
     rounding then, not bit for bit."""
     patience: int = 0
-    """Evaluations without a better mean Dice that end the run; 0: none do."""
+    """Early stopping: stop after this many evaluations without improvement of the mean Dice; 0: never."""
     max_nonfinite_steps: int = 10
-    """Steps in a row that may be left out because loss or gradient is not finite; one more ends the run."""
+    """Maximum consecutive steps that are skipped because loss or gradient is not finite; one more ends the run."""
     timeout: int = 600
-    """Seconds after which a process that waits in vain for another one gives up; longer than any one step."""
+    """Timeout of collectives in seconds: a process that waits that long for another one ends; longer than any step."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints to keep, the newest ones."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest valid checkpoint of the run; never: refuse a run that has any."""
+    """auto: resume from the newest valid checkpoint of the run; never: refuse a run that has one."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -224,18 +224,18 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give a number of steps, or 0")
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved config as plain values, nested by section."""
+        """Give the resolved config as plain values, nested by section."""
         return dataclasses.asdict(self)
 
 
 def recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package."""
     folder = resources.files("isicdist") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """The settings of a named recipe. Raises UsageError for a name that there is none of."""
+    """Load the settings of a named recipe. Raises UsageError for an unknown name."""
     if name not in recipes():
         raise UsageError(f"no recipe {name!r}{did_you_mean(name, recipes())}; there are: {', '.join(recipes())}")
     path = resources.files("isicdist") / "recipes" / f"{name}.toml"
@@ -243,7 +243,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file. Raises UsageError when it is not there, not TOML, or has an unknown key."""
+    """Load the settings of a TOML file. Raises UsageError when it is missing, not TOML, or has an unknown key."""
     if not path.is_file():
         raise UsageError(f"{path}: there is no such config file")
     try:
@@ -254,7 +254,7 @@ def load_file(path: Path) -> dict[str, Any]:
 
 
 def parse_settings(text: str, where: str) -> dict[str, Any]:
-    """The settings of a TOML text, every key known to `TrainConfig`; `where` names it in messages."""
+    """Parse the settings of a TOML text, every key known to `TrainConfig`; `where` names it in messages."""
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

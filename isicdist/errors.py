@@ -1,4 +1,4 @@
-"""What can go wrong in training and prediction; the rest of the tree is drawn in `shards.errors`."""
+"""Errors of training and prediction, the upper part of the tree that `shards.errors` draws."""
 
 from __future__ import annotations
 
