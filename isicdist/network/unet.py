@@ -140,6 +140,8 @@ class ImprovedUNet(nn.Module):
             # in for the instance norm would be off by 1e-3 at 512 × 512.
             bf16 = torch.is_autocast_enabled("cpu")
             images = images.contiguous(memory_format=torch.channels_last if bf16 else torch.contiguous_format)
+        elif images.device.type != "cpu":
+            images = images.contiguous()  # as augmentation gives it in training: torch's norm takes no other layout
 
         # Context pathway. `level` counts from 0, the full resolution: C = base_channels · 2^level, h = H / 2^level.
         x: Tensor = self.stem(images)  # (B, base_channels, H, W)
