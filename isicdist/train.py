@@ -129,6 +129,8 @@ class Trainer:
         self.meter = TrainMeter(self.accelerator)
         self.writer, self.last_checkpoint = BackgroundWriter(), time.monotonic()
         self.last_summary: DiceSummary | None = None
+        self.first_step_since = 0.0
+        """Time at which the first step of `run` began; 0 before and after it."""
 
     def run(self) -> DiceSummary | None:
         """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""

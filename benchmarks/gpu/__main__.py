@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="small sizes on the CPU, in about a minute")
     parser.add_argument("--budget-s", type=float, default=480, help="seconds after which the other rows are not run")
     parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="TEXT", help="only rows whose name matches one of these patterns"
+        "--only", nargs="+", default=[""], metavar="REGEX", help="only rows whose name matches one of these patterns"
     )
     options = parser.parse_args()
     deadline = time.monotonic() + options.budget_s
