@@ -22,7 +22,9 @@ from PIL import Image
 from shards import codecs
 from shards.errors import ToolkitError
 from shards.geometry import ResizePlan
+from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
 from shards.inputs.headers import JPEG_END, plain_jpeg, plain_png
+from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import MAX_FILE_BYTES, File, FolderSource, Source
 
@@ -102,19 +104,18 @@ def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) ->
     picture = _header(pair.image, data)
     mask_picture = _header(pair.mask, _bytes(pair.mask, sources))
     with _as_bad_pair(pair.mask):
-        mask, flags = _mask(pair.mask, mask_picture)
+        mask, flags = read_mask(mask_picture)
         mask_tag = _orientation(mask_picture)
+    rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
     with _as_bad_pair(pair.image):
+        image = None if rgb_jpeg else _rgb(picture)  # before its EXIF: see `upright_rgb`
         orientation = _orientation(picture)
     mask_orientation = _mask_orientation(pair, picture, mask_picture, orientation, mask_tag)
-    rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
     width, height = _upright_size(picture, orientation)
     plan = ResizePlan.of(mode, height, width, side)
-    with _as_bad_pair(pair.image):
-        if rgb_jpeg:
+    if image is None:
+        with _as_bad_pair(pair.image):
             image = _rgb_of_jpeg(data, picture, _min_decoded_size(plan) if orientation == 1 else (0, 0))
-        else:
-            image = _rgb(picture)
     return Decoded(
         picture=_upright(image, orientation),
         resize_plan=plan,
@@ -180,10 +181,10 @@ def load_image(file: File, sources: list[Source], mode: str, side: int | None) -
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """Convert a picture of any mode to RGB, turned upright by its EXIF orientation; decodes what is not yet decoded.
 
-    16 bits are reduced to their upper byte, palettes looked up, transparency dropped.
+    16 bits are reduced by the range that they use (`shards.inputs.depth`), palettes looked up, transparency dropped.
     """
-    orientation = _orientation(picture)
-    return _upright(_rgb(picture), orientation)
+    image = _rgb(picture)  # before its EXIF: to find that of a PNG, Pillow decodes it, and keeps 8 of 16 bits
+    return _upright(image, _orientation(picture))
 
 
 def _bytes(file: File, sources: list[Source]) -> bytes:
@@ -224,9 +225,11 @@ def _header(file: File, data: bytes) -> Image.Image:
 
 @contextmanager
 def _as_bad_pair(file: File) -> Generator[None]:
-    """Re-raise a decoder's error on damaged bytes as BadPairError for `file`."""
+    """Re-raise a decoder's error on damaged bytes, or an ambiguous mask, as BadPairError for `file`."""
     try:
         yield
+    except MaskValueError as error:
+        raise BadPairError(file, "mask-values", str(error)) from error
     except DECODE_ERRORS as error:
         text = str(error) or type(error).__name__
         short = any(word in text.lower() for word in ("truncated", "premature end", "unexpected end"))
@@ -262,43 +265,15 @@ def _rgb_of_jpeg(data: bytes, picture: Image.Image, min_size: tuple[int, int]) -
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: 16 bits by their upper byte, palettes looked up, transparency dropped."""
-    if picture.mode.startswith("I"):
-        return Image.fromarray(_upper_byte(picture)).convert("RGB")
+    """Convert any mode to RGB: 16 bits reduced by their range, palettes looked up, transparency dropped."""
+    values = wide_values(picture)
+    if values is not None:
+        colours = reduce_to_8_bits(split_alpha(values)[0])
+        return Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))))
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
     picture.load()
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
-
-
-def _upper_byte(picture: Image.Image) -> np.ndarray:
-    return (np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-
-
-def _mask(file: File, picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The mask in mode L, of 0 and 255 only, and its flags. Raises BadPairError when nothing is above the threshold."""
-    if picture.mode == "L":
-        values = np.asarray(picture)
-    elif picture.mode == "1":
-        values = np.asarray(picture.convert("L"))
-    elif picture.mode.startswith("I"):
-        values = _upper_byte(picture)
-    else:
-        # A lesion may be marked in colour, so its brightest channel counts.
-        values = np.asarray(_rgb(picture)).max(axis=2)
-    low, high = int(values.min()), int(values.max())
-    black_and_white = (values + np.uint8(1)).max() <= 1  # 255 + 1 is 0
-    flags: list[str] = []
-    if 0 < high <= codecs.FOREGROUND:
-        detail = f"its values are {low} to {high}, none above {codecs.FOREGROUND}; lesion must be 255"
-        raise BadPairError(file, "mask-values", detail)
-    if high == 0 or low > codecs.FOREGROUND:
-        flags.append("constant-mask")
-    if not black_and_white and np.count_nonzero(np.bincount(values.ravel())) > 2:
-        flags.append("grey-mask")
-    if picture.mode == "L" and black_and_white:
-        return picture, flags
-    return Image.fromarray((values > codecs.FOREGROUND) * np.uint8(255)), flags
 
 
 def _orientation(picture: Image.Image) -> int:
