@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.segmenter import load_model
 from shards import format
 from shards.errors import ShardSetError
+from shards.mask_statistics import mask_warnings
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
@@ -168,6 +170,8 @@ def evaluate(
     run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
     out = run / "evaluation" / split_name
     results.write(out)
+    for line in mask_warnings(split):
+        print(f"warning: {line}", file=sys.stderr)
     examples = select_examples(predictor, results, accelerator.device)
     write_examples(examples, out / EXAMPLES_FOLDER)
     from isicdist.metrics.figures import draw_examples

@@ -40,6 +40,7 @@ from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter
 from isicdist.training.state import RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
+from shards.mask_statistics import mask_warnings, without_lesion
 from shards.reader import ShardSet, Split
 from shards.remote.cache import NodeCache
 
@@ -232,6 +233,8 @@ class Trainer:
         except StoppedError:
             return False
         self.last_summary = summary
+        if without_lesion(self.val_split):
+            self.tracker.note("the masks of val are all empty: its Dice is no score")
         self.tracker.log_evaluation(EvaluationMetrics(step=self.state.step, split="val", **summary.scores()))
         if self.state.early_stopping.update(summary.mean_dice):
             metadata = ModelMetadata.of(
@@ -318,6 +321,9 @@ class Trainer:
         """Take up a run where its checkpoint stands: its log, and an evaluation that a signal interrupted."""
         self.tracker.truncate_after(self.state.step)
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
+        for split in (self.train_split, self.val_split):
+            for line in mask_warnings(split):
+                self.tracker.note(f"warning: {line}")
         if self.resumed_from:
             self.tracker.note(f"resumed from {self.resumed_from}, step {self.state.step} of {self.total_steps}")
         if self.state.eval_pending and not self.evaluate():

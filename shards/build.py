@@ -69,16 +69,18 @@ def build(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    allow_empty_masks: bool = False,
     report: Report = lambda done, total, title: None,
 ) -> BuildResult:
     """Pack images and masks (paths or URLs of their sources, which may be the same) into a shard set at `out`.
 
     The bytes depend on inputs and options only. The work is done by `workers` processes (None: one for each core), or
-    by the Dask cluster whose scheduler has the address `scheduler`. `report` is called with the progress.
+    by the Dask cluster whose scheduler has the address `scheduler`. `allow_empty_masks`: build a set without any
+    lesion. `report` is called with the progress.
 
-    Raises SourceError when the sources have no pair or a split gets none, BadInputError when inputs are bad and
-    `options.on_bad_input` is fail (`out` is left empty in both cases), UsageError when `out` holds something else,
-    ToolkitError when a worker is lost, OSError when a file cannot be written.
+    Raises SourceError when the sources have no pair or no lesion, or a split gets no pair, BadInputError when inputs
+    are bad and `options.on_bad_input` is fail (`out` is left empty in all these cases), UsageError when `out` holds
+    something else, ToolkitError when a worker is lost, OSError when a file cannot be written.
     """
     options = options or BuildOptions()
     if scheduler and workers is not None:
@@ -109,7 +111,7 @@ def build(
         job = Job(target=target, sources=sources, options=options, identity=identity)
         with connect(scheduler) if scheduler else nullcontext() as cluster, _locked(target, identity):
             stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
-            index = _build(stages, pairing, groups, split_table, built)
+            index = _build(stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks)
     finally:
         for source in sources:
             source.close()
@@ -118,7 +120,13 @@ def build(
 
 
 def _build(
-    stages: _Stages, pairing: Pairing, groups: dict[str, str], split_table: dict[str, str], built: dict[str, Any]
+    stages: _Stages,
+    pairing: Pairing,
+    groups: dict[str, str],
+    split_table: dict[str, str],
+    built: dict[str, Any],
+    *,
+    allow_empty_masks: bool,
 ) -> Index:
     """Encode the pairs, find duplicates, plan the shards, write them and publish the index."""
     options = stages.job.options
@@ -134,6 +142,10 @@ def _build(
     rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
     if rejected and (fail or not encoded.hashes):
         raise BadInputError(rejected)
+    if not encoded.with_lesion and not allow_empty_masks:
+        raise SourceError(
+            f"all {len(encoded.hashes)} masks are empty: is --masks the right place? --allow-empty-masks builds them"
+        )
 
     # 2. Duplicates stay in one split, unless a split file says otherwise.
     good = [pair for pair in pairing.pairs if pair.key in encoded.hashes]
@@ -206,6 +218,8 @@ class _Encoded:
     """Hash of the image of each good pair, by key."""
     copied: set[str]
     """Keys of the good pairs that are copied undecoded: their hashes are those of bytes."""
+    with_lesion: set[str]
+    """Keys of the good pairs whose mask is not empty, or copied undecoded."""
     rejected: list[Rejected]
 
 
@@ -235,13 +249,14 @@ class _Stages:
         total = sum(len(part.pairs) for part in parts)
         done = total - sum(len(part.pairs) for part in remaining)
         part_of = {pair.key: part.name for part in parts for pair in part.pairs}
-        encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), rejected=[])
+        encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), with_lesion=set(), rejected=[])
         with self._map(_encode, remaining, "packing", total, done) as new_records:
             names = (part_record_name(part.name) for part in finished)
             old_records = (PartRecord.from_json(read_bytes(self.job.target, name)) for name in names)
             for record in itertools.chain(new_records, old_records):
                 encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
                 encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
+                encoded.with_lesion.update(sample.key for sample in record.samples if sample.foreground)
                 encoded.rejected.extend(record.rejected)
         return encoded
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from shards.command_line import create_app, run_app
 from shards.errors import CorruptShardError, UsageError
@@ -34,6 +36,7 @@ def build(
     on_bad_input: OnBadInput = "fail",
     mask_suffix: str = BuildOptions.mask_suffix,
     original_masks: OriginalMasks = "eval",
+    allow_empty_masks: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Pack the pairs of a source into a shard set.
 
@@ -71,10 +74,13 @@ def build(
         Suffix of a mask's file name after that of its image.
     original_masks
         Which splits keep the masks at original resolution: none, eval (all but train), or all.
+    allow_empty_masks
+        Build a set in which no mask has a lesion.
     """
     from shards import console
     from shards.build import build as build_set
     from shards.inputs.match import BadInputError
+    from shards.reader import ShardSet
 
     options = BuildOptions(
         size=None if size == "original" else size,
@@ -90,11 +96,22 @@ def build(
     )
     try:
         with console.progress("packing", "pairs") as report:
-            result = build_set(images, masks, out, options, workers=workers, scheduler=scheduler, report=report)
+            result = build_set(
+                images,
+                masks,
+                out,
+                options,
+                workers=workers,
+                scheduler=scheduler,
+                allow_empty_masks=allow_empty_masks,
+                report=report,
+            )
     except BadInputError as error:
         console.print_rejected(error.rejected)
         raise
     console.print_build(result)
+    if not result.already_complete:
+        console.print_mask_warnings(ShardSet.open(out))
     return 0
 
 
@@ -136,7 +153,9 @@ def info(directory: str, /) -> int:
     from shards import console
     from shards.reader import ShardSet
 
-    console.print_info(ShardSet.open(directory))
+    shard_set = ShardSet.open(directory)
+    console.print_info(shard_set)
+    console.print_mask_warnings(shard_set)
     return 0
 
 

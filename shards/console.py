@@ -18,6 +18,7 @@ from shards import format
 from shards.build import BuildResult
 from shards.format import Counts
 from shards.inputs.match import REASONS, Rejected
+from shards.mask_statistics import mask_warnings
 from shards.planning.split import sorted_splits
 from shards.reader import ShardSet
 
@@ -187,6 +188,13 @@ def _duplicates(counts: Counts) -> str:
     text = ", ".join(f"{number} {kind}" for kind, number in counts.duplicates.items())
     across = counts.duplicates_across_splits
     return f"{text} (WARNING: {across} of them lie in two splits)" if across else text
+
+
+def print_mask_warnings(shard_set: ShardSet) -> None:
+    """Print on stderr what looks wrong about the masks of a set."""
+    for name in sorted_splits(shard_set.index.splits):
+        for line in mask_warnings(shard_set.split(name)):
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def _sizes(height: np.ndarray, width: np.ndarray) -> str:
