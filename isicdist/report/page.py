@@ -107,6 +107,14 @@ def _by_group(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     return groups
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _svg_uri(svg: bytes) -> str:
+    return data_uri(svg, "image/svg+xml")
+
+
 def _environment() -> Environment:
     # autoescape=True, not select_autoescape(), which decides by the last suffix: .j2.
     environment = Environment(
@@ -120,8 +128,8 @@ def _environment() -> Environment:
         "score": lambda value: f"{value:.3f}",
         "signed": lambda value: f"{value:+.4f}",
         "percent": lambda value: f"{value:.1%}",
-        "words": lambda name: name.replace("_", " "),
-        "svg_uri": lambda svg: data_uri(svg, "image/svg+xml"),
+        "words": _words,
+        "svg_uri": _svg_uri,
         "pretty_json": lambda value: json.dumps(value, indent=1),
     }
     return environment

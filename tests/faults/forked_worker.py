@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # as making an optimizer does: here once, not in every fork
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # as making an optimizer does: once, not in every fork
 
 import isicdist.train
 from isicdist.cli import main

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +124,7 @@ def test_a_smaller_side_shows_the_same_with_fewer_pixels():
 
 def test_scale_is_a_zoom_factor_within_its_bounds():
     shape = disc(64)
-    config = AugmentConfig(**{**vars(NEUTRAL), "scale": (0.75, 1.25)})
+    config = replace(NEUTRAL, scale=(0.75, 1.25))
     _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(64), config)
     zoom = (moved.sum((1, 2, 3)) / shape[0].sum()).sqrt()
     assert 0.74 < zoom.min() < 0.8
@@ -131,7 +133,7 @@ def test_scale_is_a_zoom_factor_within_its_bounds():
 
 def test_rotation_stays_within_its_angle_of_a_quarter_turn():
     shape = disc(128)
-    config = AugmentConfig(**{**vars(NEUTRAL), "rotation": 20.0})
+    config = replace(NEUTRAL, rotation=20.0)
     _, moved = augment(shape.float().expand(-1, 3, -1, -1), shape.to(torch.uint8), keys(128), config)
     centre = (SIDE - 1) / 2
     place = torch.arange(SIDE) - centre
@@ -153,8 +155,8 @@ def test_colours_change_as_the_config_says():
     mean = ramp[0].mean()
     masks = torch.zeros((4, 1, SIDE, SIDE), dtype=torch.uint8)
 
-    def coloured(**change: object) -> Tensor:
-        return augment(ramp, masks, keys(4), AugmentConfig(**{**vars(NEUTRAL), **change}))[0]
+    def coloured(**change: Any) -> Tensor:
+        return augment(ramp, masks, keys(4), replace(NEUTRAL, **change))[0]
 
     torch.testing.assert_close(coloured(gamma=(1.5, 1.5)), ramp**1.5, rtol=0, atol=1e-4)
     torch.testing.assert_close(coloured(contrast=(1.4, 1.4)), (ramp - mean) * 1.4 + mean, rtol=0, atol=1e-4)
@@ -168,8 +170,8 @@ def test_hue_and_saturation_are_those_of_each_pixel_and_leave_grey_alone(noise):
     masks = torch.zeros((8, 1, SIDE, SIDE), dtype=torch.uint8)
     flat = 0.4 + 0.2 * noise[0][:, :, :1, :1].expand(-1, -1, SIDE, SIDE)  # one colour per image: nothing moves
 
-    def coloured(images: Tensor, **change: object) -> Tensor:
-        return augment(images, masks, keys(8), AugmentConfig(**{**vars(NEUTRAL), **change}))[0]
+    def coloured(images: Tensor, **change: Any) -> Tensor:
+        return augment(images, masks, keys(8), replace(NEUTRAL, **change))[0]
 
     grey = flat[:, :1].expand(-1, 3, -1, -1)
     torch.testing.assert_close(coloured(grey, hue=90.0, saturation=(0.5, 2.0)), grey)

@@ -30,7 +30,8 @@ def open_stream(
     split: Split, world: int = 1, rank: int = 0, *, global_size: int = 6, micro: int = 2, **options: Any
 ) -> Stream:
     plan = BatchPlan(global_size=global_size, micro_size=micro, world_size=world)
-    return Stream(split, plan, rank, **{"seed": 5, **options})
+    options.setdefault("seed", 5)
+    return Stream(split, plan, rank, **options)
 
 
 def read(stream: Stream, how: str) -> list[np.ndarray]:

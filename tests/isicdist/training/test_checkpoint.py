@@ -18,7 +18,7 @@ from isicdist.network.unet import ImprovedUNet
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
 
-ARCHITECTURE = {"base_channels": 2, "dropout": 0.0}
+ARCHITECTURE: dict[str, Any] = {"base_channels": 2, "dropout": 0.0}
 
 
 def flip(path: Path) -> None:
