@@ -57,14 +57,15 @@ def score(
     *,
     micro_size: int = 16,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] = lambda done: None,
     metrics: Sequence[Metric] = (),
     decoded: DecodedCache | None = None,
 ) -> DiceSummary:
     """Compute the exact scores at 0.5 and the network's resolution. Every rank must call it; all get the same.
 
-    `micro_size`: images of one forward pass on one rank. `workers`: decoding threads of this rank. `metrics`: further
-    metrics to update with every batch; the caller reduces them. `decoded`: cache of the decoded samples of `split`.
+    `micro_size`: images of one forward pass on one rank. `workers`: decoding threads of this rank. `progress`: called
+    after each batch with the number of images that all ranks have evaluated so far. `metrics`: further metrics to
+    update with every batch; the caller reduces them. `decoded`: cache of the decoded samples of `split`.
     Raises ShardSetError for data that cannot be read, ValueError when `predictor` returns logits.
     """
     world = accelerator.num_processes
@@ -72,13 +73,13 @@ def score(
     dice = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
     rank, device = accelerator.process_index, accelerator.device
     with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
-        task = progress.add_task(f"evaluate {split.name}", total=len(split)) if progress else None
+        done = 0
         for batch in stream.sequential_pass():
             probs = predictor(batch.images)
             for metric in (dice, *metrics):
                 metric.update(probs, batch.masks, batch.ids, batch.valid)
-            if progress and task is not None:
-                progress.advance(task, batch.step_samples)
+            done += batch.step_samples
+            progress(done)
     return dice.reduce(accelerator)
 
 
@@ -90,12 +91,13 @@ def validate(
     micro_size: int,
     workers: int = 2,
     decoded: DecodedCache | None = None,
+    progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[DiceSummary, float]:
     """Evaluate a network in training: the scores at 0.5, and the threshold of the highest pooled Dice.
 
     Every rank must call it; all get the same. `network` maps normalised images to logits; it is put in evaluation mode.
-    `micro_size`, `workers` and `decoded` are those of `score`.
+    `micro_size`, `workers`, `decoded` and `progress` are those of `score`.
     Raises StoppedError on every rank when `stop`, called before each batch, returns True (on all ranks alike).
     """
 
@@ -112,6 +114,7 @@ def validate(
         accelerator,
         micro_size=micro_size,
         workers=workers,
+        progress=progress,
         metrics=[thresholds],
         decoded=decoded,
     )
@@ -141,11 +144,16 @@ def evaluate(
     tuned = DiceReduction(expected=len(split), threshold=model.threshold)
     curve = ThresholdReduction(accelerator.device)
     with ExitStack() as opened:
-        progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
+        bar = opened.enter_context(Progress(disable=not (accelerator.is_main_process and sys.stdout.isatty())))
+        task = bar.add_task(f"evaluate {split_name}", total=len(split))
         original = None
         if has_originals(split):
             original = opened.enter_context(OriginalReduction(split, thresholds=thresholds, workers=workers))
         metrics = [tuned, curve, original] if original else [tuned, curve]
+
+        def progress(done: int) -> None:
+            bar.update(task, completed=done)
+
         network = score(predictor, split, accelerator, workers=workers, progress=progress, metrics=metrics)
         original_default, original_tuned = original.reduce(accelerator) if original else (None, None)
         results = Results(

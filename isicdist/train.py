@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast
@@ -136,7 +137,7 @@ class Trainer:
     def run(self) -> DiceSummary | None:
         """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""
         state, config = self.state, self.config
-        with self.stream, self.stop_signal, self.writer, self._open_tracker() as self.tracker:
+        with self.stream, self.stop_signal, self._open_tracker() as self.tracker, self.writer:
             self._make_up_for_pending_evaluation()
             self.meter.reset()
             self.first_step_since = time.perf_counter()
@@ -228,6 +229,7 @@ class Trainer:
                 micro_size=self.evaluation_micro_size,
                 workers=self.workers,
                 decoded=self.val_cache,
+                progress=lambda done: self.tracker.log_progress("val", done, len(self.val_split)),
                 stop=lambda: self.any_rank(self.stop_signal.received)[0],
             )
         except StoppedError:
@@ -311,7 +313,12 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         snapshot = Snapshot.of(self.model, self.ema.model, self.optimizer)
-        self.writer.submit(checkpoint.save, self.run_folder, snapshot, self.state.to_json(), keep=self.config.keep)
+        self.writer.submit(self._save, snapshot, self.state.to_json())
+
+    def _save(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
+        """Write a checkpoint, on the writer's thread."""
+        checkpoint.save(self.run_folder, snapshot, state, keep=self.config.keep)
+        self.tracker.log_checkpoint(state["step"])
 
     def _open_tracker(self) -> Tracker:
         main = self.accelerator.is_main_process

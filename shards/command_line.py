@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
@@ -13,6 +14,9 @@ from cyclopts import App, CycloptsError, Parameter
 from shards.errors import ToolkitError, UsageError
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as of a shell
+REDRAWN_ROWS = 8
+"""Maximum rows of a terminal that the live display of rank 0 redraws, from the cursor upwards: the error message of
+another rank on the same terminal ends in as many empty lines, or it would be erased."""
 
 
 def create_app(*, name: str, help: str, **options: Any) -> App:
@@ -44,6 +48,8 @@ def run_app(app: App, arguments: Sequence[str]) -> NoReturn:
     operating-system error (a full disk, a read-only folder); 130 on Ctrl-C. A failure is one line on stderr, which
     begins with the rank if there are several processes; `--debug` prints the traceback before it.
     """
+    if _rank() not in ("", "0"):
+        sys.excepthook = _print_traceback
     sys.exit(_exit_code(lambda: _parse_and_run(app.meta, arguments, app.name[0]), debug=False))
 
 
@@ -71,9 +77,25 @@ def _exit_code(command: Callable[[], int | None], *, debug: bool) -> int:
 
 
 def _print_failure(error: BaseException, message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
-    rank = f"rank {os.environ['RANK']}: " if several else ""
-    print(f"error: {' '.join(f'{rank}{message}'.split())}", file=sys.stderr)
+    shown = "".join(traceback.format_exception(error)) if debug else ""
+    rank = f"rank {_rank()}: " if _rank() else ""
+    _print_error(f"{shown}error: {' '.join(f'{rank}{message}'.split())}\n")
     return code
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an exception that nobody handles: a `sys.excepthook`."""
+    _print_error("".join(traceback.format_exception(kind, error, trace)))
+
+
+def _print_error(text: str) -> None:
+    """Print on stderr in one write, which no line of another process can tear."""
+    terminal = sys.__stderr__ is not None and sys.__stderr__.isatty()
+    shared = terminal and _rank() not in ("", "0")
+    sys.stderr.write(text + "\n" * REDRAWN_ROWS if shared else text)
+    sys.stderr.flush()
+
+
+def _rank() -> str:
+    """Give this process's rank among several; empty for a process on its own."""
+    return os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class Measured:
     """Share of the time spent waiting for a batch on this rank, 0 to 1."""
     skipped: int
     """Steps whose update was skipped, as loss or gradient was not finite."""
+    memory_bytes: int
+    """Peak memory so far: reserved on this rank's GPU, or resident of its process on a CPU."""
 
 
 class TrainMeter:
@@ -76,6 +80,7 @@ class TrainMeter:
             images_per_s=self._images / seconds,
             data_wait=self._waited / seconds,
             skipped=skipped,
+            memory_bytes=peak_memory(self._accelerator.device),
         )
         self.reset()
         return measured
@@ -87,3 +92,11 @@ class TrainMeter:
         self._loss = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._steps, self._images, self._waited, self._since = 0, 0, 0.0, time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the peak memory of this process in bytes: reserved on its GPU, or resident where it computes on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of `ru_maxrss`
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

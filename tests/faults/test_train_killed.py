@@ -23,7 +23,7 @@ def runs(python, shard_set, tmp_path_factory) -> Path:
 def learnt(run: Path) -> tuple[list[dict], bytes, bytes, dict]:
     """What a run has measured, its weights and their average, and its optimizer."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timings = ("images_per_s", "data_wait")
+    timings = ("images_per_s", "data_wait", "memory_bytes")
     measured = [{name: value for name, value in line.items() if name not in timings} for line in lines]
     last = run / "checkpoints" / "step-00000006"
     weights, average = ((last / name).read_bytes() for name in ("model.safetensors", "ema.safetensors"))

@@ -45,7 +45,7 @@ def test_a_run_leaves_what_the_design_names(whole, shard_set):
     assert config["batch"]["global_size"] == 6
     train = lines(whole, "train")
     assert [line["step"] for line in train] == list(range(1, 13))
-    keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait skipped"
+    keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait skipped memory_bytes"
     assert set(train[0]) == set(keys.split())
     per_epoch = -(-index["splits"]["train"]["samples"] // 6)
     assert train[per_epoch - 1]["samples"] == index["splits"]["train"]["samples"]  # the short step counts its own

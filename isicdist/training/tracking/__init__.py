@@ -8,6 +8,7 @@ fails is dropped with one line on the console.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from isicdist.training.tracking.console_log import ConsoleLog
 from isicdist.training.tracking.events import EvaluationMetrics, RunState, Sink, TrainMetrics
+from isicdist.training.tracking.live_display import LiveDisplay
 from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile, read_metrics
 from isicdist.training.tracking.wandb_log import WandbLog, resolve_wandb_mode
 from shards.files import write_file
@@ -56,9 +58,9 @@ class Tracker:
             return cls()
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
-        metrics_file, console = MetricsFile(run), ConsoleLog(Console(), total_steps=total_steps)
+        metrics_file, console = MetricsFile(run), _open_console(run, total_steps)
         dashboards = [WandbLog.start(run, config, console.note)]
-        console.start_progress()  # last: an interrupt before it would leave the terminal without its cursor
+        console.start()
         return cls([metrics_file, *filter(None, dashboards), console])
 
     def truncate_after(self, step: int) -> None:
@@ -80,6 +82,16 @@ class Tracker:
         for sink in self._sinks:
             sink.log_evaluation(metrics)
 
+    def log_progress(self, split: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` images of a split have been evaluated; it is not in metrics.jsonl."""
+        for sink in self._sinks:
+            sink.log_progress(split, done, total)
+
+    def log_checkpoint(self, step: int) -> None:
+        """Show that the checkpoint of `step` has been written; it is not in metrics.jsonl."""
+        for sink in self._sinks:
+            sink.log_checkpoint(step)
+
     def note(self, text: str) -> None:
         """Print one line on the console."""
         for sink in self._sinks:
@@ -97,3 +109,12 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close("finished" if error is None else "failed")
+
+
+def _open_console(run: Path, total_steps: int) -> ConsoleLog:
+    """Choose a live display for a terminal that can draw one, lines for everything else."""
+    terminal = sys.stdout.isatty()
+    console = Console(force_terminal=None if terminal else False)  # not even FORCE_COLOR puts colours into a log file
+    if terminal and console.is_interactive:
+        return LiveDisplay(console, total_steps=total_steps, metrics_path=run / METRICS_NAME)
+    return ConsoleLog(console, total_steps=total_steps)

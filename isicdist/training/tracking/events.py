@@ -57,6 +57,8 @@ class TrainMetrics(_Event):
     """Share of the time since the last logged step spent waiting for a batch, 0 to 1."""
     skipped: int = 0
     """Steps since the last logged one whose update was skipped: loss or gradient not finite."""
+    memory_bytes: int = 0
+    """Peak memory of rank 0 so far: reserved on its GPU, or resident of its process on a CPU; 0 in an old log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,12 @@ class Sink(Protocol):
 
     def log_evaluation(self, metrics: EvaluationMetrics) -> None:
         """Log one evaluation of a split."""
+
+    def log_progress(self, split: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` images of a split have been evaluated."""
+
+    def log_checkpoint(self, step: int) -> None:
+        """Show that the checkpoint of `step` has been written; the thread that wrote it calls."""
 
     def note(self, text: str) -> None:
         """Log one line of text for the person who watches the run."""

@@ -24,6 +24,7 @@ def train_metrics() -> TrainMetrics:
         images_per_s=17.0,
         data_wait=0.01,
         skipped=0,
+        memory_bytes=2_000_000_000,
     )
 
 

@@ -22,7 +22,8 @@ def test_lines_have_the_keys_of_the_format_in_order(tmp_path, train_metrics, sco
     file.close("finished")
     assert (tmp_path / METRICS_NAME).read_text() == (
         '{"event": "train", "step": 1, "epoch": 0, "samples": 32, "loss": 0.5, "pooled_dice": 0.25, "lr": 0.001, '
-        '"grad_norm": 1.5, "images_per_s": 17.0, "data_wait": 0.01, "skipped": 0}\n'
+        '"grad_norm": 1.5, "images_per_s": 17.0, "data_wait": 0.01, "skipped": 0, '
+        '"memory_bytes": 2000000000}\n'
         '{"event": "evaluate", "step": 1, "split": "val", "n": 3, "mean_dice": 0.8, "pooled_dice": 0.7, '
         '"mean_jaccard": 0.6, "thresholded_jaccard": 0.5}\n'
     )
