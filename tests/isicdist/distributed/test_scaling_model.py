@@ -1,0 +1,62 @@
+"""The arithmetic behind `isicdist doctor` and benchmarks/scaling.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from isicdist.distributed.scaling_model import (
+    Rates,
+    allreduce_bandwidth,
+    allreduce_seconds,
+    epoch_seconds,
+    step_time,
+    threads_to_feed,
+)
+
+RATES = Rates(
+    compute_images_per_s=1000.0,
+    decode_images_per_s=300.0,
+    decode_threads=4,
+    gradient_bytes=12_800_000,
+    bandwidth_bytes_per_s=1.25e9,  # 10 Gbit/s
+    latency_s=50e-6,
+)
+
+
+def test_a_ring_sends_twice_the_buffer_less_one_share_and_one_rank_sends_nothing():
+    assert allreduce_seconds(12_800_000, 1, 1e9, 1.0) == 0
+    assert allreduce_seconds(8_000, 2, 1e3, 0.25) == pytest.approx(2 * (4.0 + 0.25))
+    assert allreduce_seconds(8_000, 8, 1e3, 0.0) == pytest.approx(14.0)
+
+
+@pytest.mark.parametrize("world_size", [2, 8, 64])
+def test_a_measured_time_gives_back_its_bandwidth(world_size):
+    seconds = allreduce_seconds(12_800_000, world_size, 1.25e9, 50e-6)
+    assert allreduce_bandwidth(12_800_000, world_size, seconds, 50e-6) == pytest.approx(1.25e9)
+    assert allreduce_bandwidth(12_800_000, world_size, 0.0, 50e-6) == allreduce_bandwidth(1, 1, 1.0, 0.0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "world_size", "bound"),
+    [
+        ({}, 1, "compute"),
+        ({"decode_threads": 3}, 1, "data"),
+        ({}, 64, "network"),  # one sample per rank: 1 ms of compute, 26 ms of messages
+        ({"bandwidth_bytes_per_s": 1e11, "latency_s": 1e-6}, 8, "compute"),
+    ],
+)
+def test_the_longest_part_bounds_a_step(change, world_size, bound):
+    assert step_time(dataclasses.replace(RATES, **change), 64, world_size).bound == bound
+
+
+def test_an_epoch_is_its_steps_and_the_largest_share_decides():
+    part = step_time(RATES, 64, 3)
+    assert part.compute == pytest.approx(22e-3)  # 64 over 3 ranks: 22, 21, 21
+    assert part.total == pytest.approx(max(22e-3, 22 / 1200) + part.network)
+    assert epoch_seconds(RATES, 129, 64, 3) == pytest.approx(3 * part.total)
+    assert epoch_seconds(RATES, 128, 64, 1) == pytest.approx(2 * 64e-3)
+    assert threads_to_feed(RATES) == 4
+    assert threads_to_feed(dataclasses.replace(RATES, compute_images_per_s=1.0)) == 1
