@@ -18,6 +18,7 @@ from torch.utils._triton import has_triton
 
 from isicdist.config import Precision
 from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
+from isicdist.distributed.interface import choose_gloo_interface
 from shards.errors import UsageError
 from shards.parallel.processes import available_cores
 
@@ -44,6 +45,7 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
     _check_devices(launched, cpu=cpu)
     if cpu:
         disable_malloc_trim()
+    choose_gloo_interface(os.environ, world_size=launched.world_size, local_world_size=launched.local_world_size)
     # accelerate hands on only what differs from its defaults, and 600 s is one of them.
     handler = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout, milliseconds=1))
     state = PartialState(cpu=cpu, **handler.to_kwargs())
