@@ -12,8 +12,9 @@ a hole on a full disk) raises SIGBUS, which ends the process. So each process re
 and by mmap from then on, as long as the file has its full size. On a network file system every read is by pread and
 verified: nothing else notices what another machine does to the file, or what is lost when written pages are sent.
 
-In the folder of `auto` a new file evicts files that no process has open, the least recently used first. `auto` means
-"if possible": where the folder cannot be written or locked, a line says so and every epoch decodes.
+The folder of `auto` is local to the node (`shards.remote.cache_folder`). There a new file evicts files that no process
+has open, the least recently used first. `auto` means "if possible": where the folder cannot be written or locked, a
+line says so and every epoch decodes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from isal import isal_zlib
 from shards.errors import UsageError
 from shards.reader import Split
 from shards.remote.cache import evict
-from shards.remote.cache_folder import cache_root, on_network
+from shards.remote.cache_folder import node_local_root, on_network
 
 _WRITTEN = 1 << 32  # bit of every marker, which distinguishes a record from a hole
 _MARKER_BYTES = 8
@@ -86,7 +87,7 @@ class DecodedCache:
         """
         if setting == "off" or split.size is None:
             return None
-        folder = cache_root() / "decoded" if setting == "auto" else Path(setting)
+        folder = node_local_root() / "decoded" if setting == "auto" else Path(setting)
         try:
             return cls(split, folder) if setting != "auto" or _make_room(split, folder) else None
         except OSError as error:

@@ -20,6 +20,7 @@ LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.ext2fs", "fuse.ntfs-3g"})
 """Types of FUSE file systems on a local disk; all others are taken for network file systems (sshfs, gcsfuse, ...)."""
 
 _MOUNTS = Path("/proc/self/mountinfo")
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def cache_root() -> Path:
@@ -42,6 +43,18 @@ def cache_root() -> Path:
             if not on_network(folder):
                 return folder
     return usable[0] if usable else home
+
+
+def node_local_root() -> Path:
+    """Give `cache_root`, or in its place a folder in /dev/shm where all that cache_root found is on the network.
+
+    /dev/shm takes memory of the node: for what has a limit. $ISICDIST_CACHE is used wherever it lies.
+    """
+    root = cache_root()
+    memory = _SHARED_MEMORY / f"isicdist-{os.getuid()}"
+    if os.environ.get("ISICDIST_CACHE") or not on_network(root) or not _make_private(memory):
+        return root
+    return memory
 
 
 def on_network(path: Path) -> bool:

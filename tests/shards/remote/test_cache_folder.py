@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.remote import cache_folder
-from shards.remote.cache_folder import cache_root, on_network
+from shards.remote.cache_folder import cache_root, node_local_root, on_network
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -28,7 +28,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS.format(tmp_path))
     monkeypatch.setattr(cache_folder, "_MOUNTS", mounts)
-    for name in ("home/me", "home/local disk", "scratch", "tmp"):
+    monkeypatch.setattr(cache_folder, "_SHARED_MEMORY", tmp_path / "shm")
+    for name in ("home/me", "home/local disk", "scratch", "tmp", "shm"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("ISICDIST_CACHE", "XDG_CACHE_HOME", "SLURM_TMPDIR"):
         monkeypatch.delenv(name, raising=False)
@@ -75,6 +76,21 @@ def test_a_home_on_the_network_gives_way_to_the_disk_of_the_node(
     assert cache_root() == machine / "job" / own
     monkeypatch.setenv("SLURM_TMPDIR", str(machine / "scratch"))
     assert cache_root() == machine / "tmp" / own, "the temporary folder of the job is on Lustre"
+
+
+def test_shared_memory_is_for_a_node_without_any_local_disk(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"isicdist-{os.getuid()}"
+    assert node_local_root() == machine / "tmp" / own
+    monkeypatch.setattr(cache_folder.tempfile, "tempdir", str(machine / "scratch"))
+    assert node_local_root() == machine / "shm" / own
+    assert cache_root() == machine / "home/me/.cache/isicdist", (
+        "downloads have no limit, so that memory is not for them"
+    )
+    (machine / "shm" / own).rmdir()
+    (machine / "shm").rmdir()
+    assert node_local_root() == machine / "home/me/.cache/isicdist"
+    monkeypatch.setenv("ISICDIST_CACHE", str(machine / "scratch/a"))
+    assert node_local_root() == machine / "scratch/a"
 
 
 @pytest.mark.parametrize("foreign", ["writable by others", "link", "file"])
