@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import signal
+import threading
 from collections.abc import Generator
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -58,29 +60,48 @@ class AnyRank:
 class StopSignal:
     """Receives SIGTERM, SIGUSR1 and SIGINT, and the death of the launcher. Use it as a context around the loop.
 
-    A second signal has its usual effect: the process ends at once. The death of the launcher does not count as a
-    second one: on Ctrl-C it ends before its processes have saved.
+    Signals of the next REPEAT_SECONDS count as the same one: a scheduler signals every process of a job, and the
+    launcher passes its own signal on. A later one ends the process at once, also while it waits for a device. The death
+    of the launcher does not count as a second one: on Ctrl-C it ends before its processes have saved.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    REPEAT_SECONDS = 5.0
 
     def __init__(self) -> None:
         self.received = False
         """This process has been asked to stop."""
         self._previous: dict[int, Any] = {}
+        self._signalled, self._first, self._closed = False, threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._restore_default, name="second signal", daemon=True)
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in (*self.SIGNALS, LAUNCHER_GONE)}
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._signalled = True  # from here on `_handle` leaves the event alone: it may interrupt the next line
+        self._closed.set()
+        self._first.set()
+        self._thread.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        if number in self.SIGNALS:
-            for each in self.SIGNALS:
-                signal.signal(each, self._previous[each])
+        if number in self.SIGNALS and not self._signalled:
+            self._signalled = True
+            self._first.set()
+
+    def _restore_default(self) -> None:
+        """Have the kernel end the process on a second signal, once the first one is REPEAT_SECONDS old.
+
+        On a thread and by libc: a handler in Python waits for the main thread, which may be inside of a collective.
+        """
+        self._first.wait()
+        if not self._closed.wait(self.REPEAT_SECONDS):
+            for number in self.SIGNALS:
+                ctypes.CDLL(None).signal(number, ctypes.c_void_p(signal.SIG_DFL))

@@ -64,15 +64,17 @@ def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_go
     assert (run / "REQUEUE").exists()
 
 
-def test_a_second_signal_means_now(shard_set, tmp_path):
+def test_a_signal_that_is_repeated_at_once_is_one_and_a_later_one_means_now(shard_set, tmp_path):
     """Also in the middle of a step that takes for ever."""
     run = tmp_path / "run"
     worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), "hang", "5", "5"]
     process = started([*worker, "train", "--data", str(shard_set), "--run", str(run), *WORDS], run)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+        time.sleep(0.1)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=1)
+        process.wait(timeout=1.5)  # longer than the worker's StopSignal.REPEAT_SECONDS
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
     assert process.returncode == -signal.SIGTERM
