@@ -16,7 +16,8 @@ from isicdist.report.collect import RunFiles
 
 def print_run(run: RunFiles, console: Console) -> None:
     """Print the settings and scores of a run, and the evaluations that are out of date."""
-    console.print(describe(run))
+    line = describe(run)
+    console.print(line.replace(" ·", ",") if console.options.ascii_only else line)
     if run.best:
         console.print(f"best model: step {run.best.step}")
     for summary in run.outdated:

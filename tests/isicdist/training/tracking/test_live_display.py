@@ -15,7 +15,8 @@ from rich.console import Console
 
 from isicdist.training.tracking.live_display import LiveDisplay
 from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile
-from shards.command_line import REDRAWN_ROWS
+from shards.command_line import REDRAWN_ROWS, create_app, run_app
+from shards.errors import ToolkitError
 
 
 class Terminal(io.TextIOWrapper):
@@ -146,3 +147,23 @@ def test_stderr_that_is_a_file_keeps_its_lines(monkeypatch):
     print("a warning", file=sys.stderr)
     display.close("finished")
     assert errors.getvalue() == "a warning\n"
+
+
+@pytest.mark.parametrize(("rank", "rows"), [("0", 0), ("1", REDRAWN_ROWS)])
+def test_the_failure_of_another_rank_ends_in_more_rows_than_the_display_erases(monkeypatch, rank, rows):
+    terminal = attach_terminal(monkeypatch)
+    monkeypatch.setattr(sys, "__stderr__", terminal)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored after the test
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    app = create_app(name="fails", help="")
+
+    @app.default
+    def fail() -> None:
+        raise ToolkitError("a damaged shard")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_app(app, [])
+    assert terminal.text == f"error: rank {rank}: a damaged shard\n" + "\n" * rows
+    sys.excepthook(ValueError, ValueError("a bug"), None)
+    assert terminal.text.endswith("ValueError: a bug\n" + "\n" * rows)
