@@ -25,9 +25,10 @@ def shown(run: Path, width: int = 80) -> str:
 
 
 def test_an_ascii_terminal_gets_ascii(run):
-    raw = io.BytesIO()
-    report([run], Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True), width=80))
-    assert raw.getvalue().startswith(b"step 3, epoch 0, 48 samples, 2 processes")
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    report([run], Console(file=file, width=80))
+    file.seek(0)
+    assert file.read().startswith("step 3, epoch 0, 48 samples, 2 processes")
 
 
 def test_the_table_has_a_line_for_each_threshold_and_resolution(run, shard_set):
