@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 
-from isicdist.config import TrainConfig
+from isicdist.config import Fold, TrainConfig
 from isicdist.data.augment import augment
 from isicdist.data.decoded_cache import DecodedCache
+from isicdist.data.folds import training_splits
 from isicdist.data.order import Purpose, random_keys
 from isicdist.data.stream import Batch, Step, Stream
 from isicdist.data.upload import upload
 from isicdist.distributed import launch
 from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
+from isicdist.distributed.compare_ranks import compare_ranks
 from isicdist.distributed.gradients import Gradients
 from isicdist.errors import StoppedError
 from isicdist.evaluate import validate
@@ -38,15 +40,13 @@ from isicdist.training.meter import TrainMeter
 from isicdist.training.micro_batch import OomGuard, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
-from isicdist.training.state import RunRecord, TrainState, find_checkpoint, restore_weights
+from isicdist.training.state import REQUEUE_NAME, RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion
 from shards.reader import ShardSet, Split
 from shards.remote.cache import NodeCache
 
-REQUEUE_NAME = "REQUEUE"
-"""File in the run's folder while a run that a signal stopped waits to be started again."""
 MIN_SIDE = 2 * SIZE_DIVISOR
 """Least side of a training image, in pixels: instance norm needs more than one element in the lowest map."""
 EVALUATION_MICRO_SIZE = 16
@@ -72,12 +72,15 @@ class Trainer:
         self.accelerator = launch.start(config.timeout, probe_cpu=faster_cpu_precision)
 
         # Data: which samples there are, and how a global batch is cut for this many processes.
-        self.shards = ShardSet.open(data, NodeCache(max_bytes=config.stream.cache_size))
-        self.train_split, self.val_split = self.shards.split("train"), self.shards.split("val")
+        with compare_ranks(self.accelerator) as facts:
+            self.shards = ShardSet.open(data, NodeCache(max_bytes=config.stream.cache_size))
+            self.record = RunRecord.of(config, self.shards.digest, self.accelerator)
+            facts.update(self.record.common_settings())
+        fold = Fold.parse(config.fold) if config.fold else None
+        self.train_split, self.val_split = training_splits(self.shards, fold)
         world_size = self.accelerator.num_processes
         side = check_split(self.train_split, world_size)
         plan = plan_batches(config.batch, world_size, side, self.accelerator.device)
-        self.record = RunRecord.of(config, self.shards.digest, self.accelerator)
 
         # Model, EMA and optimizer, with the weights of the newest checkpoint if there is one.
         self.model = build_model(config)
@@ -243,7 +246,7 @@ class Trainer:
                 self.config.model,
                 self.shards,
                 step=self.state.step,
-                score=ValidationScore(mean_dice=summary.mean_dice),
+                score=ValidationScore(split=self.val_split.name, mean_dice=summary.mean_dice),
                 threshold=threshold,
             )
             self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata)

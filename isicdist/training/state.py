@@ -20,7 +20,7 @@ from isicdist.config import RENAMED_SETTINGS, TrainConfig
 from isicdist.data.stream import StreamState
 from isicdist.distributed.environment import recorded
 from isicdist.distributed.launch import computes_tf32
-from isicdist.errors import CheckpointError
+from isicdist.errors import CheckpointError, StoppedError
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Checkpoint
 from isicdist.training.optim import EarlyStopping
@@ -30,8 +30,12 @@ from shards.files import recover_folder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FIXED_SETTINGS = ("data_digest", "seed", "model")
+FIXED_SETTINGS = ("data_digest", "seed", "fold", "model")
 """Keys of the run record, or sections of it, that must stay as they were when a run is resumed."""
+REQUEUE_NAME = "REQUEUE"
+"""File in the run's folder while a run that a signal stopped waits to be started again."""
+MAY_DIFFER = ("tf32", "device", "environment")
+"""Keys of the run record, or sections of it, that need not be the same on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,10 @@ class RunRecord:
         """Give plain values: the sections of the config beside the other fields."""
         rest = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "config"}
         return {**self.config.to_json(), **rest}
+
+    def common_settings(self) -> dict[str, Any]:
+        """Give each value that must be the same on every rank, by its dotted name."""
+        return dict(_flat({name: value for name, value in self.to_json().items() if name not in MAY_DIFFER}))
 
 
 @dataclass(kw_only=True)
@@ -128,26 +136,28 @@ class TrainState:
 
 
 def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator) -> Checkpoint | None:
-    """Find the newest valid checkpoint of `run`, the same on every rank; None where there is none.
+    """Load the newest valid checkpoint of `run`, the same on every rank; None where there is none.
 
-    The main process chooses, and prints which checkpoints are damaged and which settings have changed since. Every
-    rank raises the same error: UsageError for a change of one of FIXED_SETTINGS or for `resume = "never"`,
-    CheckpointError when all checkpoints are damaged.
+    The main process reads it and broadcasts it, so that only its machine must have the folder; it prints which
+    checkpoints are damaged and which settings have changed since. Every rank raises the same error: UsageError for a
+    change of one of FIXED_SETTINGS or for `resume = "never"`, CheckpointError when all checkpoints are damaged,
+    StoppedError where a launcher restarts what a signal has stopped, OSError for a folder that cannot be read.
     """
-    found, answer = None, None
+    answer: Checkpoint | Exception | None = None
     if accelerator.is_main_process:
         try:
-            found = _choose(run, record)
-            answer = found.path if found else None
-        except ToolkitError as error:
+            answer = _choose(run, record)
+        except (ToolkitError, OSError) as error:
             answer = error
     answer = broadcast_object_list([answer])[0]
-    if isinstance(answer, ToolkitError):
+    if isinstance(answer, Exception):
         raise answer
-    return found if found or answer is None else checkpoint.load(answer)
+    return answer
 
 
 def _choose(run: Path, record: RunRecord) -> Checkpoint | None:
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (run / REQUEUE_NAME).exists():
+        raise StoppedError(f"{run}: stopped by a signal in this launch, which --max_restarts does not undo")
     recover_folder(run / "best")
     found = checkpoint.newest(run, lambda damaged: print(f"warning: {damaged}"))
     if found:
@@ -164,7 +174,9 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
     Raises UsageError for one of FIXED_SETTINGS.
     """
     old, new = (dict(_flat(json.loads(json.dumps(record)))) for record in (before, after))
-    old = {RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}
+    defaults = dict(_flat(TrainConfig().to_json()))  # of settings that an older version did not have
+    old = {**defaults, **{RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}}
+    old = {name: value for name, value in old.items() if name in new or name not in defaults}
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):

@@ -102,6 +102,21 @@ def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, 
     assert not (run / "REQUEUE").exists()
 
 
+@pytest.mark.slow
+def test_max_restarts_restarts_no_run_that_a_signal_has_stopped(shard_set, tmp_path):
+    run = tmp_path / "run"
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "--mixed_precision", "no", "--max_restarts", "1", "--monitor_interval", "1"]
+    train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
+    process = started([sys.executable, *launch, *train], run)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
+    output, errors = process.communicate(timeout=90)
+    assert set(re.findall(r"rank (\d): .*: stopped by a signal in this launch", errors)) == {"0", "1"}, errors
+    assert "resumed from" not in output
+    assert (run / "REQUEUE").exists()
+
+
 TOLD_WHILE_IT_EVALUATES = """
 import os, signal, sys
 import isicdist.train

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from isicdist.config import OptimConfig, TrainConfig
-from isicdist.training.state import changed_settings
+from isicdist.errors import StoppedError
+from isicdist.training.state import REQUEUE_NAME, RunRecord, changed_settings, find_checkpoint
 from shards.errors import UsageError
 
 RUN = Path("runs/one")
@@ -34,3 +37,32 @@ def test_each_change_is_one_line_and_no_change_is_none():
 def test_what_the_run_stands_on_cannot_change(change, said):
     with pytest.raises(UsageError, match=f"^runs/one: trained with {said}; choose another --run"):
         changed_settings(record(), record(**change), RUN)
+
+
+def test_every_rank_resumes_from_what_the_disk_of_rank_0_has(python, tmp_path):
+    """Weights, the optimizer's moments and the state: on rank 1 lies another checkpoint of that step, or none."""
+    done = python(Path(__file__).parent / "resume_worker.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert [consumed for _, consumed in first.values()] == [1, 1]
+    assert not (tmp_path / "none-1").exists()
+
+
+def test_a_restart_by_the_launcher_does_not_undo_a_stop_signal(tmp_path, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    record = RunRecord.of(TrainConfig(), "digest", accelerator)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert find_checkpoint(tmp_path, record, accelerator) is None  # of a crash: it begins again
+    (tmp_path / REQUEUE_NAME).touch()
+    with pytest.raises(StoppedError, match="--max_restarts does not undo"):
+        find_checkpoint(tmp_path, record, accelerator)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert find_checkpoint(tmp_path, record, accelerator) is None
+
+
+def test_ranks_need_not_be_on_the_same_device_nor_have_the_same_environment():
+    record = RunRecord.of(TrainConfig(), "digest", Accelerator(cpu=True))
+    names = record.common_settings().keys()
+    assert {"data_digest", "seed", "optim.lr", "mixed_precision", "versions.torch", "versions.python"} <= names
+    assert not [name for name in names if name.split(".")[0] in ("tf32", "device", "environment")]
