@@ -11,7 +11,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from isicdist import __version__
-from isicdist.config import TrainConfig, Tta, load_file, load_recipe
+from isicdist.config import Fold, TrainConfig, Tta, load_file, load_recipe
 from shards.command_line import create_app, run_app
 from shards.errors import UsageError
 
@@ -71,7 +71,13 @@ def train(
 
 @app.command
 def evaluate(
-    *, data: str, checkpoint: Path, split: str = "test", metadata: str | None = None, tta: Tta = "off"
+    *,
+    data: str,
+    checkpoint: Path,
+    split: str | None = None,
+    fold: str | None = None,
+    metadata: str | None = None,
+    tta: Tta = "off",
 ) -> None:
     """Score the best model of a run on a split, exactly, on as many processes as `accelerate launch` starts.
 
@@ -82,7 +88,9 @@ def evaluate(
     checkpoint
         The run, or its `best` folder.
     split
-        The split to score.
+        The split to score; by default test.
+    fold
+        K/N: score the images that a run trained with --fold K/N held out, instead of a split.
     metadata
         FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored as a subgroup, too.
     tta
@@ -93,7 +101,10 @@ def evaluate(
     from isicdist.evaluate import evaluate as command
     from isicdist.metrics.results import show
 
-    result = command(checkpoint, data, split, metadata=metadata, tta=tta)
+    if split and fold:
+        raise UsageError("--split and --fold: give one of the two; a fold is a part of train and val")
+    held_out = Fold.parse(fold) if fold else None
+    result = command(checkpoint, data, split or "test", fold=held_out, metadata=metadata, tta=tta)
     if result is None:  # a process that is not the main one
         return
     results, out = result
@@ -195,17 +206,21 @@ def report(*runs: Path, out: Path | None = None) -> None:
 
 
 @app.command
-def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
-    """Check this machine: versions, devices, processes that find each other, wandb.
+def doctor(
+    *, data: str | None = None, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False
+) -> int:
+    """Check this machine, or under `accelerate launch` every rank: versions, devices, network, caches, speed.
 
     Parameters
     ----------
+    data
+        A shard set to measure on: decoding, the step, what bounds a run, and the time of an epoch.
     as_json
         Print one JSON object instead of a table.
     """
     from isicdist.doctor import run_doctor
 
-    return run_doctor(as_json=as_json)
+    return run_doctor(data, as_json=as_json)
 
 
 @app.command

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from shards.errors import UsageError
 
@@ -36,6 +37,32 @@ def _require(holds: bool, name: str, value: object, hint: str) -> None:
 def _require_range(name: str, value: Range) -> None:
     low, high = value
     _require(0 < low <= high < math.inf, name, value, "give two positive numbers, the smaller one first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One of the folds of a cross-validation, written K/N."""
+
+    number: int
+    """Number of the fold, from 1."""
+    count: int
+    """Number of folds."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse K/N, as 2/5. Raises UsageError."""
+        match = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text)
+        number, count = map(int, match.groups()) if match else (0, 0)
+        _require(1 <= number <= count >= 2, "fold", text, "write K/N with K from 1 to N and at least 2 folds, as 2/5")
+        return cls(number=number, count=count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        """Name of the held-out images as a split, also of a folder: fold_2_of_5."""
+        return f"fold_{self.number}_of_{self.count}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +203,9 @@ class TrainConfig:
 
     seed: int = 0
     """Random seed."""
+    fold: str = ""
+    """Cross-validation fold K/N, as 2/5: hold out fold K of the N that the images of train and val are dealt into, and
+    train on the others. Empty: train on train, validate on val."""
     epochs: int = 12
     """Epochs: passes over the training split."""
     steps: int = 0
@@ -216,6 +246,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "give a number from 0 to below 2^63")
+        if self.fold:
+            Fold.parse(self.fold)
         for name in ("epochs", "keep", "log_every", "timeout"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
         for name in ("patience", "max_nonfinite_steps", "checkpoint_min_seconds"):

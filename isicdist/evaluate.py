@@ -14,8 +14,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from isicdist.config import Tta
+from isicdist.config import Fold, Tta
 from isicdist.data.decoded_cache import DecodedCache
+from isicdist.data.folds import POOLED_SPLITS, open_fold
 from isicdist.data.order import BatchPlan
 from isicdist.data.stream import Stream
 from isicdist.distributed import launch
@@ -26,11 +27,12 @@ from isicdist.metrics.examples import EXAMPLES_FOLDER, select_examples, write_ex
 from isicdist.metrics.original import OriginalReduction, has_originals
 from isicdist.metrics.results import Results, Subgroups, ThresholdScores
 from isicdist.metrics.thresholds import ThresholdReduction
+from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.segmenter import load_model
 from shards import format
-from shards.errors import ShardSetError
+from shards.errors import ShardSetError, UsageError
 from shards.mask_statistics import mask_warnings
 from shards.reader import ShardSet, Split
 
@@ -123,9 +125,15 @@ def validate(
 
 @raise_on_lost_rank()
 def evaluate(
-    checkpoint: Path, data: str, split_name: str, *, metadata: str | None = None, tta: Tta = "off"
+    checkpoint: Path,
+    data: str,
+    split_name: str,
+    *,
+    fold: Fold | None = None,
+    metadata: str | None = None,
+    tta: Tta = "off",
 ) -> tuple[Results, Path] | None:
-    """Score RUN/best on a split and write RUN/evaluation/<split>/.
+    """Score RUN/best on a split, or on the held-out images of a fold, and write RUN/evaluation/<split>/.
 
     Returns the results and that folder; None on all ranks but the main one. Scores are computed at 0.5 and at the
     model's own threshold, at the network's resolution and, where the split carries the original masks, at the original
@@ -136,7 +144,8 @@ def evaluate(
     """
     accelerator = launch.start(probe_cpu=faster_cpu_precision)
     model = load_model(checkpoint)
-    split = _open_split(data, split_name, model.input_spec.size, checkpoint)
+    _check_unseen(model.metadata, fold.name if fold else split_name, checkpoint)
+    split = _open_split(data, split_name, fold, model.input_spec.size, checkpoint)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     model.network = accelerator.prepare_model(model.network, evaluation_mode=True)
     predictor = functools.partial(model, tta=tta)
@@ -176,7 +185,7 @@ def evaluate(
     if not accelerator.is_main_process:
         return None
     run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
-    out = run / "evaluation" / split_name
+    out = run / "evaluation" / split.name
     results.write(out)
     for line in mask_warnings(split):
         print(f"warning: {line}", file=sys.stderr)
@@ -188,10 +197,25 @@ def evaluate(
     return results, out
 
 
-def _open_split(data: str, name: str, size: int, checkpoint: Path) -> Split:
+def _check_unseen(model: ModelMetadata, split: str, checkpoint: Path) -> None:
+    """Raise UsageError for a held-out score on images that the model was trained on."""
+    validated = model.score.split
+    if split == validated or (split not in POOLED_SPLITS and not split.startswith("fold_")):
+        return
+    if split.startswith("fold_"):
+        fold = "without --fold" if validated == "val" else f"with {validated} held out"
+        raise UsageError(f"{checkpoint}: trained {fold}, so that it has seen images of {split}; score its own fold")
+    if validated != "val":
+        raise UsageError(
+            f"{checkpoint}: trained with {validated} held out, so that it has seen images of {split}; "
+            "score its fold (--fold), or --split test"
+        )
+
+
+def _open_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: Path) -> Split:
     """Open a split that can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
     shards = ShardSet.open(data)
-    split = shards.split(name)
+    split = open_fold(shards, fold)[1] if fold else shards.split(name)
     if shards.size != size:
         raise CheckpointError(
             f"{checkpoint}: trained on images of {size} pixels, but {data} holds {shards.size or 'all sizes'}; "
