@@ -6,8 +6,8 @@ Time relative to Pillow's, on one core, for 512 × 512 pixels; the pixels are th
     encode_mask    0.4   rows without a filter, as the PNG specification recommends for 1-bit images; smaller, too
     decode_mask    0.3   rows without a filter, inflated by isal; a PNG of another layout is decoded by Pillow
 
-Other hand-written formats: `shards.layout` writes a tar header in 0.1 of tarfile's time, and `shards.inputs.headers`
-reads the size of an image from its header alone.
+Other hand-written formats: `shards.layout` writes a tar header in 0.1 of tarfile's time, `shards.inputs.headers` reads
+the size of an image from its header alone, and `shards.jpeg` repairs headers that TurboJPEG refuses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import zlib
 import numpy as np
 import simplejpeg
 from isal import isal_zlib
+
+from shards.jpeg import decode_jpeg, jpeg_size
 
 FOREGROUND = 128  # a mask value above it is lesion, as for the official scorer
 JPEG_QUALITY = 95
@@ -39,12 +41,11 @@ def decode_image(data: bytes | memoryview, out: np.ndarray | None = None) -> np.
     """Decode a JPEG of `encode_image` or of the archives to (H, W, 3) uint8 RGB.
 
     `out`: decode into this contiguous array instead of a new one. Raises ValueError for bytes that are no JPEG, for
-    another size than that of `out`, and for more than MAX_PIXELS.
+    another size than that of `out`, for damage (`shards.jpeg`), and for more than MAX_PIXELS.
     """
     if out is None:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(int(height), int(width))
-    return _check_shape(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out), out)
+        _check_pixels(*jpeg_size(data))
+    return _check_shape(decode_jpeg(data, out), out)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

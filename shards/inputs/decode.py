@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from shards import codecs
 from shards.errors import ToolkitError
 from shards.geometry import ResizePlan
 from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
-from shards.inputs.headers import JPEG_END, plain_jpeg, plain_png
+from shards.inputs.headers import plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import MAX_FILE_BYTES, File, FolderSource, Source
+from shards.jpeg import JPEG_END, decode_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP")
 EXIF_ORIENTATION = 0x0112
@@ -100,22 +100,22 @@ def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) ->
     A JPEG is decoded at a reduced scale where that is enough for the resized image, or where its bytes can be copied
     (every byte of it is read all the same). Raises BadPairError.
     """
-    data = _bytes(pair.image, sources)
-    picture = _header(pair.image, data)
-    mask_picture = _header(pair.mask, _bytes(pair.mask, sources))
+    data, mask_data = _bytes(pair.image, sources), _bytes(pair.mask, sources)
+    picture, mask_picture = _header(pair.image, data), _header(pair.mask, mask_data)
     with _as_bad_pair(pair.mask):
+        _check_jpeg(mask_picture, mask_data)
         mask, flags = read_mask(mask_picture)
         mask_tag = _orientation(mask_picture)
-    rgb_jpeg = picture.format == "JPEG" and picture.mode == "RGB"
+    rgb_jpeg = _is_rgb_jpeg(picture)
     with _as_bad_pair(pair.image):
-        image = None if rgb_jpeg else _rgb(picture)  # before its EXIF: see `upright_rgb`
+        image = None if rgb_jpeg else _checked_rgb(picture, data)  # before its EXIF: see `upright_rgb`
         orientation = _orientation(picture)
     mask_orientation = _mask_orientation(pair, picture, mask_picture, orientation, mask_tag)
     width, height = _upright_size(picture, orientation)
     plan = ResizePlan.of(mode, height, width, side)
     if image is None:
         with _as_bad_pair(pair.image):
-            image = _rgb_of_jpeg(data, picture, _min_decoded_size(plan) if orientation == 1 else (0, 0))
+            image = Image.fromarray(decode_jpeg(data, min_size=_min_decoded_size(plan) if orientation == 1 else (0, 0)))
     return Decoded(
         picture=_upright(image, orientation),
         resize_plan=plan,
@@ -138,7 +138,8 @@ class RawPair:
 def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
     """Read a pair of an upright RGB JPEG and a grey PNG of its size, both whole by their headers; None for any other.
 
-    Nothing is decoded. A pair that gets None is for `load_pair`, which names what is wrong. Raises BadPairError.
+    A JPEG is decoded only where its headers are not plain, to be sure that a reader of the set can. A pair that gets
+    None is for `load_pair`, which names what is wrong. Raises BadPairError.
     """
     jpeg, png = _bytes(pair.image, sources), _bytes(pair.mask, sources)
     size = plain_png(png)
@@ -148,8 +149,10 @@ def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
         picture = _header(pair.image, jpeg)
         with _as_bad_pair(pair.image):
             upright = _orientation(picture) == 1
-        if not upright or (picture.format, picture.mode, picture.size) != ("JPEG", "RGB", size):
+        if not upright or not _is_rgb_jpeg(picture) or picture.size != size:
             return None
+        with _as_bad_pair(pair.image):
+            _check_jpeg(picture, jpeg)
     return RawPair(jpeg=jpeg, png=png, resize_plan=ResizePlan.of("original", size[1], size[0], None))
 
 
@@ -172,9 +175,11 @@ def load_image(file: File, sources: list[Source], mode: str, side: int | None) -
 
     Raises BadPairError.
     """
-    picture = _header(file, _bytes(file, sources))
+    data = _bytes(file, sources)
+    picture = _header(file, data)
     with _as_bad_pair(file):
-        image = upright_rgb(picture)
+        image = Image.fromarray(decode_jpeg(data)) if _is_rgb_jpeg(picture) else _checked_rgb(picture, data)
+        image = _upright(image, _orientation(picture))  # after the decoding: see `upright_rgb`
     return image, ResizePlan.of(mode, image.height, image.width, side)
 
 
@@ -249,19 +254,20 @@ def _min_decoded_size(plan: ResizePlan) -> tuple[int, int]:
     return height, width
 
 
-def _rgb_of_jpeg(data: bytes, picture: Image.Image, min_size: tuple[int, int]) -> Image.Image:
-    """Decode an RGB JPEG at the smallest scale that has `min_size` (height, width) pixels; (0, 0): in full."""
-    height, width = min_size
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, fastdct=False)
-    except ValueError as error:
-        # libjpeg warns of stray bytes between two markers, which cost no pixel; Pillow reads past them.
-        if "extraneous bytes" not in str(error):
-            if not data.rstrip(b"\0").endswith(JPEG_END):
-                raise OSError(f"truncated: no end of image after {len(data)} bytes") from error
-            raise
-        return picture.convert("RGB")
-    return Image.fromarray(pixels)
+def _is_rgb_jpeg(picture: Image.Image) -> bool:
+    return picture.format == "JPEG" and picture.mode == "RGB"
+
+
+def _checked_rgb(picture: Image.Image, data: bytes) -> Image.Image:
+    """Convert a picture that is no RGB JPEG to RGB. Raises one of DECODE_ERRORS."""
+    _check_jpeg(picture, data)
+    return _rgb(picture)
+
+
+def _check_jpeg(picture: Image.Image, data: bytes) -> None:
+    """Raise ValueError for damage in a picture that is a JPEG and is to be decoded by Pillow, which ignores it."""
+    if picture.format in ("JPEG", "MPO"):  # MPO: several JPEGs in a file, the first of which is the photograph
+        decode_jpeg(data, min_size=(1, 1))
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -11,12 +11,14 @@ import struct
 from isal import isal_zlib
 
 from shards import codecs
+from shards.jpeg import JPEG_END, JPEG_START
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 HEAD, TAIL = 1 << 14, 1 << 10
 """Bytes that are read at the start and at the end of a picture: more than the headers of a plain one."""
 _FRAMES = frozenset(b"\xc0\xc1\xc2")  # baseline, extended and progressive; the others are lossless or hierarchical
-_SCAN = 0xDA
+_PROGRESSIVE, _QUANTIZATION, _SCAN = 0xC2, 0xDB, 0xDA
+# Sampling factors of luma, 16 * horizontal + vertical, next to which the colours have 1 x 1: all that cameras use.
+_LUMA_FACTORS = frozenset(b"\x11\x21\x22\x12\x41")
 # Huffman and quantization tables, restart interval, APP0 (JFIF) and comment: nothing that turns or recolours a picture.
 _TABLES = frozenset(b"\xc4\xdb\xdd\xe0\xfe")
 
@@ -30,23 +32,30 @@ def plain_jpeg(data: bytes) -> tuple[int, int] | None:
     """(width, height) of an 8-bit JPEG of three colours that has an end and no EXIF or XMP; else None.
 
     `data`: the JPEG, or its ends. The headers are followed up to the first scan (ITU-T T.81, annex B); one with a
-    colour profile or an unknown segment gets None, too.
+    colour profile, an unknown segment, unusual sampling factors or irregular scan parameters gets None, too.
     """
     if data[:2] != JPEG_START or data[-2:] != JPEG_END:
         return None
     start, size = 2, None
+    seen: set[int] = set()
     while len(head := data[start : start + 10]) == 10 and head[0] == 0xFF:
-        kind = head[1]
+        kind, end = head[1], start + 2 + int.from_bytes(head[2:4], "big")
         if kind == _SCAN:
-            return size
+            last_coefficient = 0 if _PROGRESSIVE in seen else 63
+            regular = data[end - 3 : end - 1] == bytes((0, last_coefficient)) and _QUANTIZATION in seen
+            return size if regular else None
         if kind in _FRAMES and size is None and head[4] == 8 and head[9] == 3:  # bits, colours
             height, width = struct.unpack(">HH", head[5:9])
+            factors = data[start + 11 : end : 3]
             if not 0 < height * width <= codecs.MAX_PIXELS:
+                return None
+            if factors[1:] != b"\x11\x11" or factors[0] not in _LUMA_FACTORS:
                 return None
             size = width, height
         elif kind not in _TABLES:
             return None
-        start += 2 + int.from_bytes(head[2:4], "big")
+        seen.add(kind)
+        start = end
     return None
 
 
