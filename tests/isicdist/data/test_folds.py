@@ -79,7 +79,7 @@ def test_a_fold_is_written_k_of_n(text):
 
 
 def test_more_folds_than_images_are_refused(shard_set):
-    with pytest.raises(UsageError, match="fold .* has none of its .* images to hold out; make fewer folds"):
+    with pytest.raises(UsageError, match=r"fold .* has none of its .* images to hold out; make fewer folds"):
         folds_of(ShardSet.open(shard_set), 1000)
 
 
