@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from isicdist.distributed.launch import LAUNCHER_GONE
+from isicdist.distributed.lost_ranks import lost_ranks
 from isicdist.errors import TrainingError
 
 
@@ -29,9 +30,10 @@ def raise_on_lost_rank() -> Generator[None]:
         cause = re.search(r"gloo/\S*\] (.*?)(\. |$)", str(error), re.M)
         if not cause and not isinstance(error, torch.distributed.DistError):
             raise
+        lost = lost_ranks()
         raise TrainingError(
-            f"another rank has gone or does not answer ({cause[1] if cause else error}); its own line or the "
-            "launcher's report says which one and why; then start the same command again"
+            f"another rank {f'({lost}) ' if lost else ''}has gone or does not answer ({cause[1] if cause else error}); "
+            "its own line or the launcher's report says which one and why; then start the same command again"
         ) from error
 
 

@@ -19,6 +19,7 @@ from torch.utils._triton import has_triton
 from isicdist.config import Precision
 from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
 from isicdist.distributed.interface import choose_gloo_interface
+from isicdist.distributed.lost_ranks import publish_host
 from shards.errors import UsageError
 from shards.parallel.processes import available_cores
 
@@ -49,6 +50,7 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
     # accelerate hands on only what differs from its defaults, and 600 s is one of them.
     handler = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout, milliseconds=1))
     state = PartialState(cpu=cpu, **handler.to_kwargs())
+    publish_host()
     precision = launched.mixed_precision
     if cpu and precision == "bf16" and probe_cpu:
         precision = broadcast_object_list([probe_cpu() if state.is_main_process else None])[0]

@@ -142,6 +142,7 @@ def check_link(accelerator: Accelerator | None) -> Iterator[Check]:
         found=f"{link.bytes / 1e6:.1f} MB between {who} in {link.seconds * 1e3:.1f} ms: "
         f"{link.bandwidth_bytes_per_s / 1e9:.2f} GB/s, {link.latency_s * 1e6:.0f} µs a message",
         numbers={
+            "bytes": link.bytes,
             "seconds": link.seconds,
             "bandwidth_bytes_per_s": link.bandwidth_bytes_per_s,
             "latency_s": link.latency_s,
