@@ -47,7 +47,7 @@ def train(
     run: Path,
     config: Path | None = None,
     recipe: str = DEFAULT_RECIPE,
-    settings: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+    settings: Annotated[TrainConfig | None, Parameter(name="*", consume_multiple=True, negative_iterable=())] = None,
 ) -> None:
     """Train the Improved UNet. Start it with: accelerate launch --config_file launch/X.yaml -m isicdist train ...
 
@@ -206,9 +206,7 @@ def report(*runs: Path, out: Path | None = None) -> None:
 
 
 @app.command
-def doctor(
-    *, data: str | None = None, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False
-) -> int:
+def doctor(*, data: str | None = None, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
     """Check this machine, or under `accelerate launch` every rank: versions, devices, network, caches, speed.
 
     Parameters

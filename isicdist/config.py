@@ -23,6 +23,8 @@ Precision = Literal["no", "bf16", "fp16"]
 """Mixed precision by accelerate's names; no: float32."""
 Tta = Literal["off", "flips", "d4"]
 """Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
+TrackerName = Literal["wandb", "tensorboard", "trackio", "none"]
+"""Dashboard that shows a run; none: no dashboard."""
 
 
 RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
@@ -233,6 +235,11 @@ class TrainConfig:
     """auto: resume from the newest valid checkpoint of the run; never: refuse a run that has one."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    tracker: tuple[TrackerName, ...] = ("wandb",)
+    """Dashboards that show the run, one or several (--tracker wandb tensorboard), or none. tensorboard and trackio are
+    installed by the extras of these names."""
+    log_model: Literal["none", "best"] = "none"
+    """best: log RUN/best to wandb as an artifact when the run ends, with its metadata."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """The batch."""
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -250,6 +257,10 @@ class TrainConfig:
             Fold.parse(self.fold)
         for name in ("epochs", "keep", "log_every", "timeout"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        once = 1 <= len(self.tracker) == len(set(self.tracker)) and (
+            "none" not in self.tracker or len(self.tracker) == 1
+        )
+        _require(once, "tracker", " ".join(self.tracker) or "empty", "name each dashboard once, or none alone")
         for name in ("patience", "max_nonfinite_steps", "checkpoint_min_seconds"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         for name in ("steps", "eval_every", "checkpoint_every"):

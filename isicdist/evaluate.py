@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -22,15 +23,16 @@ from isicdist.data.stream import Stream
 from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
 from isicdist.errors import CheckpointError, StoppedError
-from isicdist.metrics.dice import DEFAULT_THRESHOLD, DiceReduction, DiceSummary
-from isicdist.metrics.examples import EXAMPLES_FOLDER, select_examples, write_examples
+from isicdist.metrics.dice import DEFAULT_THRESHOLD, SCORE_NAMES, DiceReduction, DiceSummary, per_image_scores
+from isicdist.metrics.examples import EXAMPLES_FOLDER, Example, select_examples, write_examples
 from isicdist.metrics.original import OriginalReduction, has_originals
 from isicdist.metrics.results import Results, Subgroups, ThresholdScores
-from isicdist.metrics.thresholds import ThresholdReduction
+from isicdist.metrics.thresholds import ThresholdCurve, ThresholdReduction
 from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.segmenter import load_model
+from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker
 from shards import format
 from shards.errors import ShardSetError, UsageError
 from shards.mask_statistics import mask_warnings
@@ -95,8 +97,8 @@ def validate(
     decoded: DecodedCache | None = None,
     progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[DiceSummary, float]:
-    """Evaluate a network in training: the scores at 0.5, and the threshold of the highest pooled Dice.
+) -> tuple[DiceSummary, ThresholdCurve]:
+    """Evaluate a network in training: the scores at 0.5, and the pooled scores at every threshold.
 
     Every rank must call it; all get the same. `network` maps normalised images to logits; it is put in evaluation mode.
     `micro_size`, `workers`, `decoded` and `progress` are those of `score`.
@@ -106,7 +108,7 @@ def validate(
     def predict_unless_stopped(images: Tensor) -> Tensor:
         if stop():
             raise StoppedError(f"stopped in the middle of an evaluation of {split.name}")
-        return network(normalise(to_unit(images))).float().sigmoid()
+        return predict_probs(network, images)
 
     thresholds = ThresholdReduction(accelerator.device)
     network.eval()
@@ -120,7 +122,12 @@ def validate(
         metrics=[thresholds],
         decoded=decoded,
     )
-    return summary, thresholds.reduce(accelerator).best_threshold
+    return summary, thresholds.reduce(accelerator)
+
+
+def predict_probs(network: nn.Module, images: Tensor) -> Tensor:
+    """Predict probabilities (B, 1, H, W) float32 for images (B, 3, H, W) uint8 by a network in evaluation mode."""
+    return network(normalise(to_unit(images))).float().sigmoid()
 
 
 @raise_on_lost_rank()
@@ -137,8 +144,8 @@ def evaluate(
 
     Returns the results and that folder; None on all ranks but the main one. Scores are computed at 0.5 and at the
     model's own threshold, at the network's resolution and, where the split carries the original masks, at the original
-    one. `metadata`: FILE.csv:COLUMN; the images of each value are scored as a subgroup, too. `tta`: test-time
-    augmentation that the probabilities are averaged over.
+    one; the dashboards of the run show them, too. `metadata`: FILE.csv:COLUMN; the images of each value are scored as
+    a subgroup, too. `tta`: test-time augmentation that the probabilities are averaged over.
     Raises CheckpointError for a model that is missing, damaged, trained on another size or that outputs NaN,
     ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for another mistake of the user.
     """
@@ -194,7 +201,23 @@ def evaluate(
     from isicdist.metrics.figures import draw_examples
 
     draw_examples(examples, out / "examples.png")
+    _log_to_dashboards(run, results, examples)
     return results, out
+
+
+def _log_to_dashboards(run: Path, results: Results, examples: Sequence[Example]) -> None:
+    """Add the scores, curves and pictures to the run's dashboards, such as its run at wandb."""
+    scores = {name: float(value) for name, value in dataclasses.asdict(results.curve.summary()).items()}
+    for at, prefix in ((results.at_default, ""), (results.at_tuned, "tuned_threshold_")):
+        for resolution, summary in (("", at.network), ("original_", at.original)):
+            if summary:
+                scores |= {f"{prefix}{resolution}{name}": getattr(summary, name) for name in SCORE_NAMES}
+    dice, _ = per_image_scores(results.at_tuned.finest.rows)
+    details = EvaluationDetails(scores=scores, dice=dice, curve=results.curve, examples=examples)
+    with Tracker.join(run) as tracker:
+        network = results.at_default.network.scores()
+        metrics = EvaluationMetrics(step=results.step, split=results.split.name, **network)
+        tracker.log_evaluation(metrics, lambda: details)
 
 
 def _check_unseen(model: ModelMetadata, split: str, checkpoint: Path) -> None:

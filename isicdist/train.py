@@ -8,6 +8,7 @@ fixed, the loop does the same on any number of processes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
 from isicdist.distributed.compare_ranks import compare_ranks
 from isicdist.distributed.gradients import Gradients
 from isicdist.errors import StoppedError
-from isicdist.evaluate import validate
-from isicdist.metrics.dice import DiceSummary
+from isicdist.evaluate import predict_probs, validate
+from isicdist.metrics.dice import DiceSummary, per_image_scores
+from isicdist.metrics.examples import select_training_examples
+from isicdist.metrics.thresholds import ThresholdCurve
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.loss import segmentation_loss
@@ -41,7 +44,7 @@ from isicdist.training.micro_batch import OomGuard, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
 from isicdist.training.state import REQUEUE_NAME, RunRecord, TrainState, find_checkpoint, restore_weights
-from isicdist.training.tracking import EvaluationMetrics, Tracker, TrainMetrics
+from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion
 from shards.reader import ShardSet, Split
@@ -225,7 +228,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Evaluate on `val`, save RUN/best if it improved. False if a signal interrupted: the next run repeats it."""
         try:
-            summary, threshold = validate(
+            summary, curve = validate(
                 self.prepared_ema,
                 self.val_split,
                 self.accelerator,
@@ -240,17 +243,39 @@ class Trainer:
         self.last_summary = summary
         if without_lesion(self.val_split):
             self.tracker.note("the masks of val are all empty: its Dice is no score")
-        self.tracker.log_evaluation(EvaluationMetrics(step=self.state.step, split="val", **summary.scores()))
+        self.tracker.log_evaluation(
+            EvaluationMetrics(step=self.state.step, split="val", **summary.scores()),
+            functools.partial(self._evaluation_details, summary, curve),
+        )
         if self.state.early_stopping.update(summary.mean_dice):
             metadata = ModelMetadata.of(
                 self.config.model,
                 self.shards,
                 step=self.state.step,
                 score=ValidationScore(split=self.val_split.name, mean_dice=summary.mean_dice),
-                threshold=threshold,
+                threshold=curve.best_threshold,
             )
             self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata)
         return True
+
+    def _evaluation_details(self, summary: DiceSummary, curve: ThresholdCurve) -> EvaluationDetails:
+        """Predict examples on the main process, for dashboards."""
+        examples = select_training_examples(
+            functools.partial(predict_probs, self.prepared_ema),
+            self.val_split,
+            summary,
+            self.accelerator.device,
+            micro_size=self.evaluation_micro_size,
+        )
+        epoch, consumed = self.stream.epoch_number, self.stream.consumed
+        return EvaluationDetails(
+            epoch=epoch,
+            samples=epoch * len(self.train_split) + consumed,
+            scores=dataclasses.asdict(curve.summary()),
+            dice=per_image_scores(summary.rows)[0],
+            curve=curve,
+            examples=examples,
+        )
 
     def log(self, step: Step, learning_rate: float, grad_norm: torch.Tensor) -> None:
         """Write one line of the log; the only place of a step that waits for the device."""
@@ -261,6 +286,7 @@ class Trainer:
             samples=epoch * len(self.train_split) + step.start["consumed"] + step.samples,
             lr=learning_rate,
             grad_norm=grad_norm.item(),
+            loss_scale=self.scaler.get_scale() if self.scaler else None,
             **dataclasses.asdict(self.meter.compute()),
         )
         self.tracker.log_train(metrics)

@@ -1,4 +1,7 @@
-"""Examples of an evaluation: the worst, median and best images by Dice, with their ground truth and prediction.
+"""Examples of an evaluation: images with their ground truth and prediction, for dashboards and reports.
+
+In training: the same fixed images each time, so that progress shows, and the worst ones by Dice. After it: the worst,
+median and best ones, written to files:
 
 examples/examples.json           keys, groups and scores, in order: `Example.to_json` of each
 examples/KEY.jpg                 the image at the size the network sees
@@ -9,7 +12,7 @@ examples/KEY.prediction.png      the prediction at the tuned threshold, 1 bit pe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,16 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isicdist.metrics.dice import per_image_scores
+from isicdist.metrics.dice import DEFAULT_THRESHOLD, DiceSummary, per_image_scores
 from isicdist.metrics.results import Results
 from shards.codecs import decode_image, decode_mask, encode_image, encode_mask
 from shards.files import atomic_folder
 from shards.format import KEY_PATTERN
 from shards.geometry import ResizePlan
+from shards.reader import Split
 
+Predictor = Callable[[Tensor], Tensor]
+"""Returns probabilities (B, 1, H, W) for images (B, 3, H, W) uint8."""
 EXAMPLES_FOLDER, EXAMPLES_NAME = "examples", "examples.json"
 EXAMPLES = 4
 """Maximum number of images in each group: the worst, the median and the best."""
+TRAINING_EXAMPLES = 8
+"""Maximum number of fixed and of worst images at an evaluation in training."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +43,7 @@ class Example:
     """One image of an evaluated split, with its ground truth and its prediction."""
 
     group: str
-    """worst, median or best."""
+    """worst, median or best; in training fixed or worst."""
     key: str
     """Key of the sample (its ISIC id)."""
     dice: float
@@ -92,38 +100,82 @@ def _paths(folder: Path, key: str) -> _Paths:
 
 
 @torch.inference_mode()
-def select_examples(predictor: Callable[[Tensor], Tensor], results: Results, device: torch.device) -> list[Example]:
+def select_examples(predictor: Predictor, results: Results, device: torch.device) -> list[Example]:
     """Select the worst, median and best images by Dice and predict their masks.
 
-    `predictor` returns probabilities (B, 1, H, W) for images (B, 3, H, W) uint8. Dice and predictions are those at the
-    tuned threshold; fewer images are selected from a split of less than twelve.
+    Dice and predictions are those at the tuned threshold; fewer images are selected from a split of less than twelve.
     """
-    split, rows = results.split, results.at_tuned.finest.rows
+    rows = results.at_tuned.finest.rows
     dice, _ = per_image_scores(rows)
     ranking = np.argsort(dice, kind="stable")
     number = max(1, min(EXAMPLES, len(ranking) // 3))
     middle = (len(ranking) - number) // 2
     groups = {"worst": ranking[:number], "median": ranking[middle : middle + number], "best": ranking[-number:]}
+    threshold = results.at_tuned.threshold
     examples: list[Example] = []
     for group, ranked in groups.items():
-        indices = rows[ranked, 0].tolist()
-        images = np.stack([split.image(index) for index in indices])  # (N, H, W, 3)
-        probs = predictor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))[:, 0].cpu().numpy()  # (N, H, W)
-        for index, position, image, prob in zip(indices, ranked.tolist(), images, probs, strict=True):
-            plan = ResizePlan.from_json(split.meta(index)["fit"])
-            height, width = plan.original if plan.mode == "stretch" else plan.size
-            example = Example(
-                group=group,
-                key=split.key(index),
-                dice=float(dice[position]),
-                lesion_area=float(results.lesion_areas[position]),
-                aspect_ratio=width / height,
-                image=image,
-                mask=split.mask(index) > 0,
-                prediction=prob > results.at_tuned.threshold,
-            )
-            examples.append(example)
+        examples += _predict_examples(
+            predictor, results.split, group, rows[ranked], dice[ranked], results.lesion_areas[ranked], threshold, device
+        )
     return examples
+
+
+@torch.inference_mode()
+def select_training_examples(
+    predictor: Predictor, split: Split, summary: DiceSummary, device: torch.device, *, micro_size: int
+) -> list[Example]:
+    """Select images evenly over the split (group `fixed`) and those of the lowest Dice (`worst`), and predict them.
+
+    Not a collective: the main process calls it alone. `predictor` always gets `micro_size` images, as in the
+    evaluation: a compiled network would be compiled again for another number. Raises ShardSetError for a sample that
+    cannot be read.
+    """
+    rows = summary.rows
+    dice, _ = per_image_scores(rows)
+    areas = rows[:, [1, 3]].sum(axis=1) / np.prod(split.image(int(rows[0, 0])).shape[:2])  # TP + FN of all pixels
+    fixed = np.unique(np.linspace(0, len(dice) - 1, min(TRAINING_EXAMPLES, len(dice))).round().astype(int))
+    groups = {"fixed": fixed, "worst": np.argsort(dice, kind="stable")[:TRAINING_EXAMPLES]}
+
+    def predict_padded(images: Tensor) -> Tensor:
+        padding = torch.zeros((micro_size, *images.shape[1:]), dtype=images.dtype, device=images.device)
+        parts = [torch.cat([part, padding[len(part) :]]) for part in images.split(micro_size)]
+        return torch.cat([predictor(part) for part in parts])[: len(images)]
+
+    examples: list[Example] = []
+    for group, ranked in groups.items():
+        examples += _predict_examples(
+            predict_padded, split, group, rows[ranked], dice[ranked], areas[ranked], DEFAULT_THRESHOLD, device
+        )
+    return examples
+
+
+def _predict_examples(
+    predictor: Predictor,
+    split: Split,
+    group: str,
+    rows: np.ndarray,
+    dice: np.ndarray,
+    lesion_areas: np.ndarray,
+    threshold: float,
+    device: torch.device,
+) -> Iterator[Example]:
+    """Predict the images of rows (N, 4) of (id, TP, FP, FN), with their Dice (N,) and lesion areas (N,)."""
+    indices = rows[:, 0].tolist()
+    images = np.stack([split.image(index) for index in indices])  # (N, H, W, 3)
+    probs = predictor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))[:, 0].cpu().numpy()  # (N, H, W)
+    for index, image, prob, score, area in zip(indices, images, probs, dice, lesion_areas, strict=True):
+        plan = ResizePlan.from_json(split.meta(index)["fit"])
+        height, width = plan.original if plan.mode == "stretch" else plan.size
+        yield Example(
+            group=group,
+            key=split.key(index),
+            dice=float(score),
+            lesion_area=float(area),
+            aspect_ratio=width / height,
+            image=image,
+            mask=split.mask(index) > 0,
+            prediction=prob > threshold,
+        )
 
 
 def write_examples(examples: Iterable[Example], folder: Path) -> None:

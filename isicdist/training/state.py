@@ -173,9 +173,11 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
 
     Raises UsageError for one of FIXED_SETTINGS.
     """
-    old, new = (dict(_flat(json.loads(json.dumps(record)))) for record in (before, after))
+    # Of the settings that an older version did not have, the defaults.
+    old, new, defaults = (
+        dict(_flat(json.loads(json.dumps(record)))) for record in (before, after, TrainConfig().to_json())
+    )
     old = {RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}
-    defaults = dict(_flat(TrainConfig().to_json()))  # of the settings that an older version did not have
     old = {name: value for name, value in defaults.items() if name in new} | old
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):

@@ -188,10 +188,10 @@ def test_a_model_whose_threshold_is_a_half_shows_its_scores_once(run):
 def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, shard_set):
     accelerator, split = Accelerator(cpu=True), ShardSet.open(shard_set).split("val")
     model = build_model(CONFIG)
-    summary, threshold = validate(model, split, accelerator, micro_size=16)
+    summary, curve = validate(model, split, accelerator, micro_size=16)
     record = summary_of(run)
     assert summary.scores() == scores_of(record)
-    assert threshold == record["thresholds"]["best_threshold"]
+    assert curve.best_threshold == record["thresholds"]["best_threshold"]
 
 
 def test_the_decoding_threads_are_those_of_the_config(shard_set, monkeypatch):

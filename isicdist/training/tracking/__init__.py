@@ -1,12 +1,13 @@
-"""Experiment tracking: logs a run to metrics.jsonl, the console and wandb, on the main process only.
+"""Experiment tracking: logs a run to metrics.jsonl, the console and dashboards, on the main process only.
 
 The training loop calls one `Tracker` on every rank. On the main process it passes each event to its sinks; on the
-other ranks it has none, so the loop needs no `if is_main`. metrics.jsonl is the log of record; a dashboard that
-fails is dropped with one line on the console.
+other ranks it has none, so the loop needs no `if is_main`. metrics.jsonl is the log of record; a dashboard (wandb,
+TensorBoard, trackio) that fails is dropped with one line on the console.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,15 +18,30 @@ from typing import Any, Self
 from rich.console import Console
 
 from isicdist.training.tracking.console_log import ConsoleLog
-from isicdist.training.tracking.events import EvaluationMetrics, RunState, Sink, TrainMetrics
+from isicdist.training.tracking.dashboards import (
+    CONFIG_NAME,
+    DEFAULT_TRACKERS,
+    check_installed,
+    join_dashboards,
+    start_dashboards,
+)
+from isicdist.training.tracking.events import (
+    Details,
+    EvaluationDetails,
+    EvaluationMetrics,
+    RunState,
+    Sink,
+    TrainMetrics,
+)
 from isicdist.training.tracking.live_display import LiveDisplay
 from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile, read_metrics
-from isicdist.training.tracking.wandb_log import WandbLog, resolve_wandb_mode
+from isicdist.training.tracking.wandb_log import resolve_wandb_mode
 from shards.files import write_file
 
 __all__ = [
     "CONFIG_NAME",
     "METRICS_NAME",
+    "EvaluationDetails",
     "EvaluationMetrics",
     "RunState",
     "Sink",
@@ -34,8 +50,6 @@ __all__ = [
     "read_metrics",
     "resolve_wandb_mode",
 ]
-
-CONFIG_NAME = "config.json"
 
 
 class Tracker:
@@ -47,21 +61,31 @@ class Tracker:
 
     @classmethod
     def open(cls, run: Path, config: dict[str, Any], *, main: bool, total_steps: int) -> Self:
-        """Write RUN/config.json and open metrics.jsonl, wandb and the console; without sinks where not `main`.
+        """Write RUN/config.json and open metrics.jsonl, dashboards and the console; without sinks where not `main`.
 
         `run`: the run's folder, made if it does not exist. `config`: the resolved config and the environment, as
-        JSON. `total_steps`: the step at which training ends.
+        JSON; its `tracker` names the dashboards. `total_steps`: the step at which training ends.
 
-        Raises OSError where the folder cannot be written; a failure of wandb does not raise.
+        Raises OSError where the folder cannot be written, and on every rank UsageError for a dashboard whose package
+        is not installed; any other failure of a dashboard does not raise.
         """
+        check_installed(config.get("tracker", DEFAULT_TRACKERS))
         if not main:
             return cls()
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
         metrics_file, console = MetricsFile(run), _open_console(run, total_steps)
-        dashboards = [WandbLog.start(run, config, console.note)]
+        dashboards = start_dashboards(run, config, console.note)
         console.start()
-        return cls([metrics_file, *filter(None, dashboards), console])
+        return cls([metrics_file, *dashboards, console])
+
+    @classmethod
+    def join(cls, run: Path) -> Self:
+        """Continue in the dashboards of a run that has ended, to add an evaluation; call it on the main process only.
+
+        Without sinks for a folder that holds no run, such as a copied model. Nothing raises.
+        """
+        return cls(join_dashboards(run, ConsoleLog(Console(), total_steps=0).note))
 
     def truncate_after(self, step: int) -> None:
         """Drop the events of steps later than `step`, from which a resumed run goes on; 0 for a new run.
@@ -77,10 +101,14 @@ class Tracker:
         for sink in self._sinks:
             sink.log_train(metrics)
 
-    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
-        """Log one evaluation of a split. Raises OSError when the disk is full, ValueError after `close`."""
+    def log_evaluation(self, metrics: EvaluationMetrics, details: Details | None = None) -> None:
+        """Log one evaluation of a split; `details` is called if there is a dashboard.
+
+        Raises OSError when the disk is full, ValueError after `close`.
+        """
+        details = functools.cache(details) if details else None
         for sink in self._sinks:
-            sink.log_evaluation(metrics)
+            sink.log_evaluation(metrics, details)
 
     def log_progress(self, split: str, done: int, total: int) -> None:
         """Show that `done` of the `total` images of a split have been evaluated; it is not in metrics.jsonl."""

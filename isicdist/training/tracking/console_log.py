@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from isicdist.training.tracking.events import EvaluationMetrics, Sink, TrainMetrics
+from isicdist.training.tracking.events import Details, EvaluationMetrics, Sink, TrainMetrics
 
 
 class ConsoleLog(Sink):
@@ -37,7 +37,7 @@ class ConsoleLog(Sink):
         if metrics.skipped:
             self.note(f"step {metrics.step}: {metrics.skipped} updates were skipped: loss or gradient not finite")
 
-    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
+    def log_evaluation(self, metrics: EvaluationMetrics, details: Details | None = None) -> None:
         """Print the scores in one line."""
         m = metrics
         self.note(

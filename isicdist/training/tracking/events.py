@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from isicdist.metrics.examples import Example
+    from isicdist.metrics.thresholds import ThresholdCurve
 
 RunState = Literal["finished", "stopped", "failed"]
 """How a run ended: all steps trained, stopped by a signal with a checkpoint saved, or with an error."""
@@ -19,8 +25,11 @@ class _Event:
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as metrics.jsonl holds it; JSON has no NaN and no infinity, so they become null."""
-        values = dataclasses.asdict(self)
-        return {"event": self.event, **{name: _finite_or_none(value) for name, value in values.items()}}
+        return {"event": self.event, **{name: _finite_or_none(value) for name, value in self.measured().items()}}
+
+    def measured(self) -> dict[str, Any]:
+        """Return the values by name, without those that this run does not measure."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -59,6 +68,8 @@ class TrainMetrics(_Event):
     """Steps since the last logged one whose update was skipped: loss or gradient not finite."""
     memory_bytes: int = 0
     """Peak memory of rank 0 so far: reserved on its GPU, or resident of its process on a CPU; 0 in an old log."""
+    loss_scale: float | None = None
+    """Factor of the loss under fp16, which the gradient scaler adapts; None without a scaler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +93,37 @@ class EvaluationMetrics(_Event):
     """Mean Jaccard over images, those below 0.65 counted as 0; 0 to 1."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationDetails:
+    """Everything about one evaluation that dashboards draw and metrics.jsonl does not hold."""
+
+    epoch: int | None = None
+    """Epoch that the next step belongs to, from 0; None for an evaluation after training."""
+    samples: int | None = None
+    """Samples trained on before the evaluation, in all epochs and on all ranks; None for one after training."""
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Further scores by name, such as average_precision."""
+    dice: np.ndarray
+    """Dice of each image, float64 (n,)."""
+    curve: ThresholdCurve
+    """Pooled scores at every threshold."""
+    examples: Sequence[Example]
+    """Images with ground truth and prediction, in groups: fixed and worst in training, worst, median and best after."""
+
+    def grouped(self) -> dict[str, list[Example]]:
+        """Return the examples by the name of their group, in order."""
+        groups: dict[str, list[Example]] = {}
+        for example in self.examples:
+            groups.setdefault(example.group, []).append(example)
+        return groups
+
+
+Details = Callable[[], EvaluationDetails]
+"""Makes the details of an evaluation; only a dashboard calls it, since it predicts images."""
+Note = Callable[[str], None]
+"""Prints one line on the console."""
+
+
 class Sink(Protocol):
     """Receives the events of a run; a sink subclasses it and overrides the methods it has a use for."""
 
@@ -91,7 +133,7 @@ class Sink(Protocol):
     def log_train(self, metrics: TrainMetrics) -> None:
         """Log one training step."""
 
-    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
+    def log_evaluation(self, metrics: EvaluationMetrics, details: Details | None = None) -> None:
         """Log one evaluation of a split."""
 
     def log_progress(self, split: str, done: int, total: int) -> None:

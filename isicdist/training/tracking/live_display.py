@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from isicdist.training.tracking.console_log import ConsoleLog
-from isicdist.training.tracking.events import EvaluationMetrics, RunState, TrainMetrics
+from isicdist.training.tracking.events import Details, EvaluationMetrics, RunState, TrainMetrics
 from isicdist.training.tracking.metrics_file import read_metrics
 from isicdist.training.tracking.sparkline import ASCII_RAMP, BLOCKS, Curve
 
@@ -77,7 +77,7 @@ class LiveDisplay(ConsoleLog):
         """Show the progress of an evaluation."""
         self._evaluating = (split, done, total)
 
-    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
+    def log_evaluation(self, metrics: EvaluationMetrics, details: Details | None = None) -> None:
         """Print the scores in one line, and show them."""
         self._evaluating = None
         self._add_evaluation(metrics)

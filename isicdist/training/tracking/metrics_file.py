@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isicdist.errors import CheckpointError, TrainingError
-from isicdist.training.tracking.events import EvaluationMetrics, RunState, Sink, TrainMetrics
+from isicdist.training.tracking.events import Details, EvaluationMetrics, RunState, Sink, TrainMetrics
 from shards.files import write_file
 
 METRICS_NAME = "metrics.jsonl"
@@ -40,7 +40,7 @@ class MetricsFile(Sink):
         """Append one event. Raises OSError when the disk is full, ValueError when the file is closed."""
         self._append(metrics.to_json())
 
-    def log_evaluation(self, metrics: EvaluationMetrics) -> None:
+    def log_evaluation(self, metrics: EvaluationMetrics, details: Details | None = None) -> None:
         """Append one event. Raises OSError when the disk is full, ValueError when the file is closed."""
         self._append(metrics.to_json())
 
