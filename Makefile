@@ -4,13 +4,13 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-browser coverage lint docs clean
+.PHONY: demo test test-slow test-browser test-cluster coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/isicdist demo
 
 test: .venv/installed-dev lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not cluster"
 
 # What takes minutes: the network compiled by inductor.
 test-slow: .venv/installed-dev
@@ -21,15 +21,21 @@ test-browser: .venv/installed-dev
 	@command -v chromium || command -v google-chrome || { echo "no Chromium: apt-get install chromium"; exit 1; }
 	$(PYTEST) tests/browser
 
+# Several hosts as network namespaces, and a SLURM on them: needs root, iproute2, nginx, and Debian's packages slurmctld
+# slurmd slurm-client munge. A test for which one of them is missing is skipped, and says so.
+test-cluster: .venv/installed-dev
+	$(BIN)/python -m pytest tests/cluster
+
 # `make test` with the share of lines that the tests run.
 coverage: .venv/installed-dev lint
-	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not cluster" --cov --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/codespell
+	$(BIN)/yamllint launch mkdocs.yml
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

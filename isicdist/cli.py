@@ -223,7 +223,7 @@ def doctor(*, data: str | None = None, as_json: Annotated[bool, Parameter(name="
 
 @app.command
 def launch_file(name: str, /, *, out: Path | None = None) -> None:
-    """Print a launch file: cpu2, gpu1, gpu8, multinode (for `accelerate launch --config_file`) or slurm (for sbatch).
+    """Print a launch file: of accelerate (cpu2, gpu1, gpu8, multinode), SLURM (slurm, slurm-shards) or another cluster.
 
     Parameters
     ----------

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -70,8 +72,43 @@ def test_accelerate_reads_every_file(name, machines, processes, kind):
 def test_every_file_is_tested_and_in_the_readme():
     readme = (LAUNCH / "README.md").read_text()
     names = {path.name for path in LAUNCH.iterdir()} - {"README.md"}
-    assert names == {"cpu2.yaml", "gpu1.yaml", "gpu8.yaml", "multinode.yaml", "slurm.sbatch"}
+    assert names == {
+        *("cpu2.yaml", "gpu1.yaml", "gpu8.yaml", "multinode.yaml"),  # above
+        *("slurm.sbatch", "slurm-shards.sbatch"),  # below, and in tests/cluster with a real SLURM
+        *("kubernetes.yaml", "skypilot.yaml", "Dockerfile"),  # checked by schema or lint only
+    }
     assert all(f"`{name}`" in readme for name in names)
+
+
+def test_the_file_for_kubernetes_follows_the_published_schema():
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    for resource in (service, job):
+        assert kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True) >= "1.31"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    given = {each["name"]: each["value"] for each in container["env"]}
+    assert int(given["MACHINES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert given["GPUS"] == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert service["metadata"]["name"] == job["spec"]["template"]["spec"]["subdomain"]
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "skypilot.yaml"])
+def test_the_command_of_a_cluster_starts_every_process_of_every_machine(name, tmp_path):
+    """Run the command of the file in a shell, with an `accelerate` that prints its arguments."""
+    document = list(yaml.safe_load_all((LAUNCH / name).read_text()))[-1]
+    if name == "kubernetes.yaml":
+        command = document["spec"]["template"]["spec"]["containers"][0]["args"][0]
+        given = {"MACHINES": "3", "GPUS": "4", "JOB_COMPLETION_INDEX": "2"}
+    else:
+        command = document["run"]
+        given = {"SKYPILOT_NUM_NODES": "3", "SKYPILOT_NUM_GPUS_PER_NODE": "4", "SKYPILOT_NODE_RANK": "2", "DATA": "set"}
+        given["SKYPILOT_NODE_IPS"] = "10.0.0.1\n10.0.0.2\n10.0.0.3"
+    (tmp_path / "accelerate").write_text('#!/bin/sh\nprintf "%s " "$@"\n')
+    (tmp_path / "accelerate").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+    printed = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True).stdout
+    assert "--num_machines 3 --num_processes 12 --machine_rank 2 " in printed
+    assert f"--main_process_ip {'isicdist-0.isicdist' if name == 'kubernetes.yaml' else '10.0.0.1'} " in printed
+    assert "-m isicdist train --data " in printed
 
 
 def test_cpu2_starts_two_processes(tmp_path):

@@ -23,7 +23,10 @@ def test_the_wheel_ships_every_launch_file():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     shipped = build["targets"]["wheel"]["force-include"]
     assert shipped == {f"launch/{name}": f"isicdist/launch_files/{name}" for name in launch_files().values()}
-    on_disk = {path.name for path in (ROOT / "launch").iterdir()} - {"README.md"}
+    on_disk = {path.name for path in (ROOT / "launch").iterdir()} - {
+        "README.md",
+        "Dockerfile",
+    }  # an image is built from a checkout
     assert on_disk == set(launch_files().values())
 
 
@@ -46,5 +49,5 @@ def test_writes_the_file_but_never_over_another(tmp_path, capsys):
 
 def test_an_unknown_name_suggests_the_nearest(capsys):
     assert run("gpu9") == 2
-    names = "cpu2, gpu1, gpu8, multinode, slurm"
+    names = "cpu2, gpu1, gpu8, kubernetes, multinode, skypilot, slurm-shards, slurm"
     assert capsys.readouterr().err == f"error: no launch file 'gpu9' (did you mean gpu8?); there are: {names}\n"
