@@ -125,7 +125,10 @@ def test_when_one_rank_dies_the_others_follow_and_it_is_named(launched, tmp_path
 def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
     launched("hang", 3, "--timeout", 3)
     text = wait_for("does not answer", tmp_path / "said")
-    assert re.search(rf"error: rank 0: another rank \(1 on {platform.node()}\) has .* \(Timed out waiting 3000ms.*\); its own line", text), text
+    assert re.search(
+        rf"error: rank 0: another rank \(1 on {platform.node()}\) has .* \(Timed out waiting 3000ms.*\); its own line",
+        text,
+    ), text
 
 
 def test_without_their_launcher_the_ranks_save_and_go(launched, tmp_path):
