@@ -158,6 +158,12 @@ def predict(
     print(f"{done.masks} masks written to {out}" + (f", {done.reused} were there" if done.reused else ""))
     if done.rejected:
         print(f"{done.rejected} images could not be used: see {out / 'rejected.csv'}", file=sys.stderr)
+    if done.ignored:
+        print(
+            f"{len(done.ignored)} files are no images, or masks or superpixels by their names: {done.ignored[0]}"
+            + (", ..." if len(done.ignored) > 1 else ""),
+            file=sys.stderr,
+        )
     if submission:
         print(f"submission: {submission}")
 

@@ -149,7 +149,7 @@ def evaluate(
     Raises CheckpointError for a model that is missing, damaged, trained on another size or that outputs NaN,
     ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for another mistake of the user.
     """
-    accelerator = launch.start(probe_cpu=faster_cpu_precision)
+    accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
     model = load_model(checkpoint)
     _check_unseen(model.metadata, fold.name if fold else split_name, checkpoint)
     split = _open_split(data, split_name, fold, model.input_spec.size, checkpoint)

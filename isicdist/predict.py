@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,6 +47,8 @@ class PredictionCounts:
     """Masks that an earlier prediction with the same settings had written."""
     rejected: int = 0
     """Images that cannot be used; each has a row in OUT/rejected.csv."""
+    ignored: tuple[str, ...] = ()
+    """Names of the files that are masks or superpixels by their names, or no images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,43 +75,44 @@ def predict(
     """Write OUT/KEY_segmentation.png for each image of a folder, an archive, a URL or a single file.
 
     The probabilities of several checkpoints are averaged. Under `accelerate launch` each process predicts its own
-    share of the images; the result is None on all but the main one. An interrupted prediction is resumed: an image
-    whose files exist is not predicted again, and OUT/predict.json records the settings they were made with. Images
+    share of the images; the result is None on all but the main one. An interrupted prediction is resumed: the images
+    whose files do not exist are shared out anew, and OUT/predict.json records the settings of those that do. Images
     that cannot be used are listed in OUT/rejected.csv.
     Raises SourceError when there is no image, none that can be used, or two of one name; UsageError when OUT holds
     masks made with other settings or by other means; CheckpointError for a model that is missing or damaged.
     """
-    accelerator = launch.start(probe_cpu=faster_cpu_precision)
+    accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
     ensemble = Ensemble([load_model(checkpoint) for checkpoint in checkpoints])
     outputs = Outputs(folder=out, probabilities=probabilities, overlay=overlay)
     sources, found = open_sources([images])
-    files, unsupported = images_only(_without_outputs(out, images, found))
-    _check_names(files, unsupported, images)
+    files, unsupported, ignored = images_only(_without_outputs(out, images, found))
+    _check_names(files, unsupported, ignored, images)
     if submission:
         check_ids(files)
     location = images if "://" in images else str(Path(images).resolve())
     settings = {**ensemble.identity(), "tta": tta, "images": location}
     _check_settings(outputs, settings, files)
-    accelerator.wait_for_everyone()  # every process has checked before the main one writes
+    remaining = [file for file in files if not outputs.are_complete(file)]
+    reused = len(files) - len(remaining)
+    accelerator.wait_for_everyone()  # every process has looked before the first one writes
     accelerator.on_main_process(_write_settings)(outputs, settings)
     accelerator.wait_for_everyone()
 
     ensemble.prepare(accelerator)
-    own_files = files[accelerator.process_index :: accelerator.num_processes]
+    own_files = remaining[accelerator.process_index :: accelerator.num_processes]
     rejected = unsupported[accelerator.process_index :: accelerator.num_processes]
-    remaining = [file for file in own_files if not outputs.are_complete(file)]
-    reused, masks = len(own_files) - len(remaining), 0
+    masks = 0
     with ExitStack() as opened:
         for source in sources:
             opened.callback(source.close)
         progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
-        task = progress.add_task("predict", total=len(own_files), completed=reused)
-        for rejection in _predict_files(remaining, sources, ensemble, accelerator.device, tta, outputs):
+        task = progress.add_task("predict", total=len(own_files))
+        for rejection in _predict_files(own_files, sources, ensemble, accelerator.device, tta, outputs):
             progress.advance(task)
             masks += rejection is None
             rejected += [rejection] if rejection else []
 
-    rejected, masks, reused = gather_object(rejected), sum(gather_object([masks])), sum(gather_object([reused]))
+    rejected, masks = gather_object(rejected), sum(gather_object([masks]))
     accelerator.end_training()  # a process that ends with its group still up may abort
     if not accelerator.is_main_process:
         return None
@@ -120,7 +125,12 @@ def predict(
         )
     if submission:
         write_submission(submission, [outputs.mask(file) for file in files])
-    return PredictionCounts(masks=masks, reused=reused, rejected=len(rejected))
+    return PredictionCounts(
+        masks=masks,
+        reused=reused,
+        rejected=len(rejected),
+        ignored=_ignored_names(ignored, files, images, outputs),
+    )
 
 
 def _predict_files(
@@ -128,25 +138,30 @@ def _predict_files(
 ) -> Iterator[Rejected | None]:
     """Predict the files in batches; yields None for each mask that is written, and the reason for each that is not.
 
-    Threads prefetch and decode the next batch and write the previous one while the networks compute this one.
+    Threads prefetch and decode images, two for each thread beside those of the batch that the networks compute, and
+    write the masks of earlier ones; so at large sizes, where a batch has two images, all threads are busy.
     """
 
     def restore_and_write(image: PreparedImage, probs: dict[InputSpec, np.ndarray]) -> None:
         picture = np.asarray(load_image(image.file, sources, "original", None)[0]) if outputs.overlay else None
         outputs.write(image.file, ensemble.restore_mean(probs, image.plans), ensemble.threshold, picture)
 
-    size = max(1, BATCH_PIXELS // ensemble.input_specs[0].size ** 2)
-    loading: list[Future[PreparedImage | Rejected]] = []
-    writing: list[Future[None]] = []
-    with ThreadPoolExecutor(launch.worker_threads()) as pool:
-        for start in range(0, len(files) + size, size):
-            loaded = [future.result() for future in loading]
-            batch = files[start : start + size]
-            loading = [pool.submit(_prepare, file, sources, ensemble.input_specs) for file in batch]
+    size, threads = max(1, BATCH_PIXELS // ensemble.input_specs[0].size ** 2), launch.worker_threads()
+    upcoming = iter(files)
+    loading: deque[Future[PreparedImage | Rejected]] = deque()
+    writing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        while True:
+            for file in islice(upcoming, size + 2 * threads - len(loading)):
+                loading.append(pool.submit(_prepare, file, sources, ensemble.input_specs))
+            if not loading:
+                break
+            loaded = [loading.popleft().result() for _ in range(min(size, len(loading)))]
             prepared = [image for image in loaded if isinstance(image, PreparedImage)]
             probs = ensemble.sum_probs([image.images for image in prepared], device, tta)
-            yield from (future.result() for future in writing)
-            writing = [pool.submit(restore_and_write, *each) for each in zip(prepared, probs, strict=True)]
+            writing.extend(pool.submit(restore_and_write, *each) for each in zip(prepared, probs, strict=True))
+            while len(writing) > size + 2 * threads:
+                yield writing.popleft().result()
             yield from (row for row in loaded if isinstance(row, Rejected))
         yield from (future.result() for future in writing)
 
@@ -175,11 +190,20 @@ def _without_outputs(out: Path, images: str, files: list[File]) -> list[File]:
     return [file for file in files if PurePosixPath(file.name).parent not in output_folders]
 
 
-def _check_names(files: list[File], unsupported: list[Rejected], location: str) -> None:
+def _ignored_names(ignored: list[File], files: list[File], images: str, outputs: Outputs) -> tuple[str, ...]:
+    """Name the ignored files, without the masks and tables of an earlier prediction into the folder of the images."""
+    written = {outputs.mask(file).resolve() for file in files}
+    written |= {(outputs.folder / name).resolve() for name in (SETTINGS_NAME, REJECTED_NAME)}
+    return tuple(file.name for file in ignored if (Path(images) / file.name).resolve() not in written)
+
+
+def _check_names(files: list[File], unsupported: list[Rejected], ignored: list[File], location: str) -> None:
     """Raise SourceError where there is no image, or two would have the same mask."""
     if not files:
-        others = f" (but {len(unsupported)} of a type that is not read)" if unsupported else ""
-        raise SourceError(f"{location}: there is no .jpg, .png or .bmp image in it{others}")
+        others = [f"{len(unsupported)} of a type that is not read"] if unsupported else []
+        others += [f"{len(ignored)} ignored by their names, as {ignored[0].name}"] if ignored else []
+        but = f" (but {', '.join(others)})" if others else ""
+        raise SourceError(f"{location}: there is no .jpg, .png or .bmp image in it{but}")
     seen: dict[str, str] = {}
     for file in files:
         stem = PurePosixPath(file.name).stem.lower()

@@ -26,6 +26,8 @@ from shards.parallel.processes import available_cores
 _PR_SET_PDEATHSIG = 1
 LAUNCHER_GONE = getattr(signal, "SIGRTMIN", signal.SIGTERM)
 """Signal that the kernel sends when the launcher has died: nobody else sends it."""
+MAX_IDLE_SECONDS = 7 * 24 * 3600
+"""Timeout of commands that do not train: a rank that has finished its share waits for the others."""
 MAX_DECODING_THREADS = 8
 """More threads than this only take the GIL from the one that launches kernels."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

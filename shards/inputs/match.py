@@ -117,22 +117,23 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
     return Pairing(pairs=pairs, rejected=rejected, ignored=ignored)
 
 
-def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected]]:
-    """List the images by their names, and reject the files of image types that are not supported.
+def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected], list[File]]:
+    """List the images by their names, reject the files of image types that are not supported, and list the others.
 
-    Masks are in neither list, nor are the other files of the archives (superpixels, licences).
+    The others are ignored: masks by their names, and the other files of the archives (superpixels, licences).
     """
     images: list[File] = []
+    ignored: list[File] = []
     rejected: list[Rejected] = []
     for file in files:
         stem, kind = _stem_and_type(file.name)
         if _is_ignored(file.name, stem, kind) or stem.lower().endswith(mask_suffix.lower()):
-            continue
-        if kind in IMAGE_TYPES:
+            ignored.append(file)
+        elif kind in IMAGE_TYPES:
             images.append(file)
         else:
             rejected.append(_unsupported(file))
-    return images, rejected
+    return images, rejected, ignored
 
 
 def _pair_one(

@@ -313,9 +313,11 @@ def test_small_and_unread_pictures_have_a_row(run, images, tmp_path):
     Image.new("RGB", (200, 15)).save(images / "flat.png")
     (images / "scan.tiff").write_bytes(b"II*")
     (images / "ISIC_0000000_superpixels.png").write_bytes(b"not asked for")
+    (images / "skin_segmentation.jpg").write_bytes(b"a mask by its name")
     (images / "LICENSE.txt").write_text("CC0")
     out = tmp_path / "out"
-    assert predict([run], str(images), out) == PredictionCounts(masks=10, rejected=2)
+    ignored = ("ISIC_0000000_superpixels.png", "LICENSE.txt", "skin_segmentation.jpg")
+    assert predict([run], str(images), out) == PredictionCounts(masks=10, rejected=2, ignored=ignored)
     assert (out / "rejected.csv").read_text().splitlines()[1:] == [
         "flat.png,too-small,200 × 15 pixels; at least 16 × 16 are needed",
         "scan.tiff,unsupported,.tiff is not read; convert it to PNG or JPEG",
