@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from isicdist.distributed.scaling_model import allreduce_seconds
 from tests.cluster.hosts import Host, wait_for, wait_for_port
@@ -119,3 +121,26 @@ def test_the_model_of_the_all_reduce_fits_a_slow_link(cluster, tmp_path, megabit
     expected = allreduce_seconds(int(link["bytes"]), 2, megabits_per_s * 1e6 / 8, link["latency_s"])
     print(f"{megabits_per_s} Mbit/s: {link['seconds']:.3f} s measured, {expected:.3f} s by the model")
     assert link["seconds"] == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.cluster
+def test_the_model_of_a_step_fits_training_over_a_slow_link(cluster, shard_set, tmp_path):
+    """Steps on two and three hosts take the time of one host and that of the all-reduce at 20 Mbit/s."""
+    seconds: dict[int, float] = {}
+    bandwidth = 20e6 / 8
+    for host in cluster:
+        host.slow_down(20)
+    for count in (1, 2, 3):
+        run, outputs = tmp_path / f"run{count}", [tmp_path / f"{count}-{host.name}.log" for host in cluster[:count]]
+        finish(
+            launch(cluster[:count], outputs, "train", "--data", shard_set, "--run", run, "--steps", 10, *WORDS), outputs
+        )
+        events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        rates = [event["images_per_s"] for event in events if event["event"] == "train"]
+        seconds[count] = 6 / statistics.median(rates)
+    weights = load_file(next((tmp_path / "run1").rglob("model.safetensors")))
+    gradient_bytes = 4 * sum(tensor.numel() for tensor in weights.values())
+    for count in (2, 3):
+        expected = seconds[1] / count + allreduce_seconds(gradient_bytes, count, bandwidth, 1e-4)
+        print(f"{count} hosts: {seconds[count]:.3f} s a step measured, {expected:.3f} s by the model")
+        assert seconds[count] == pytest.approx(expected, rel=0.3)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from benchmarks import scaling
 from isicdist.distributed.scaling_model import (
     Rates,
     allreduce_bandwidth,
@@ -60,3 +61,15 @@ def test_an_epoch_is_its_steps_and_the_largest_share_decides():
     assert epoch_seconds(RATES, 128, 64, 1) == pytest.approx(2 * 64e-3)
     assert threads_to_feed(RATES) == 4
     assert threads_to_feed(dataclasses.replace(RATES, compute_images_per_s=1.0)) == 1
+
+
+def test_the_tables_on_paper_follow_from_a_device_and_a_link():
+    device = scaling.Device(images_per_s=1000.0, step_overhead_s=0.0, min_step_s=0.016)
+    slow = scaling.Link(name="slow", bandwidth_bytes_per_s=1e9, latency_s=0.0)
+    # 64 images in 64 ms on one device; 4 images a step on 16 devices, which the host stretches to 16 ms, and the sum.
+    expected = 0.064 / 16 / (0.016 + 30 / 16 * 0.0128)
+    assert scaling.efficiency(device, slow, 12_800_000, 64, 16) == pytest.approx(expected)
+    assert scaling.efficiency(device, slow, 12_800_000, 64, 1) == 1
+    assert scaling.network_seconds(slow, 12_800_000, 8) < scaling.network_seconds(slow, 12_800_000, 16) / 100
+    # 24 ms may be 5 % of a step of 480 ms, so 512 images on each of 16 devices.
+    assert scaling.advice(device, slow, 12_800_000, 16).endswith("from a global batch of 8192 on")
