@@ -120,3 +120,19 @@ def test_a_switch_however_it_is_written(words, enabled, monkeypatch):
     assert run("train", "--data", "set", *words, "--run", "run", "--optim.lr", "0.5") == 0
     assert seen[0].augment.enabled is enabled
     assert seen[0].optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "tracker"),
+    [
+        ((), ("wandb",)),
+        (("--tracker", "none"), ("none",)),
+        (("--tracker", "wandb", "tensorboard", "--seed", "1"), ("wandb", "tensorboard")),
+        (("--tracker", "trackio", "--tracker", "wandb"), ("trackio", "wandb")),
+    ],
+)
+def test_several_dashboards_however_they_are_written(words, tracker, monkeypatch):
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr("isicdist.train.train", lambda config, data, run: seen.append(config))
+    assert run("train", "--data", "set", *words, "--run", "run") == 0
+    assert seen[0].tracker == tracker

@@ -78,6 +78,14 @@ def test_a_value_that_cannot_work_is_named_with_the_way_out(section, name, value
     assert hint in str(caught.value)
 
 
+@pytest.mark.parametrize("tracker", [(), ("wandb", "wandb"), ("none", "wandb")])
+def test_dashboards_are_named_once_or_not_at_all(tracker):
+    with pytest.raises(
+        UsageError, match=f"tracker is {' '.join(tracker) or 'empty'}: name each dashboard once, or none"
+    ):
+        TrainConfig(tracker=tracker)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

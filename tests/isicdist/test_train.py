@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 WORKER = Path(__file__).parent / "train_worker.py"
 SMALL = ("--batch.global-size", 6, "--model.base-channels", 4, "--optim.ema-decay", 0.9, "--log-every", 1)
@@ -32,6 +33,7 @@ def whole(python, shard_set, tmp_path_factory) -> Path:
     """12 steps on one process, with a checkpoint every 4."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     words = ("--steps", 12, "--epochs", 9, "--eval-every", 4, "--checkpoint-every", 4, "--keep", 9, *SMALL)
+    words += ("--tracker", "wandb", "tensorboard")
     done = python("-m", "isicdist", "train", "--data", shard_set, "--run", run, *words, env={"WANDB_MODE": "offline"})
     assert done.returncode == 0, done.stderr
     return run
@@ -60,6 +62,25 @@ def test_a_run_leaves_what_the_design_names(whole, shard_set):
     assert list((whole / "wandb").glob("offline-run-*"))
 
 
+def test_a_dashboard_gets_every_step_and_the_same_images_at_each_evaluation(whole):
+    board = EventAccumulator(str(whole / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    board.Reload()
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(
+        [line["loss"] for line in lines(whole, "train")]
+    )
+    evaluated = lines(whole, "evaluate")
+    assert [(event.step, event.value) for event in board.Scalars("val/mean_dice")] == [
+        (line["step"], pytest.approx(line["mean_dice"])) for line in evaluated
+    ]
+    samples = {event.step: event.value for event in board.Scalars("samples")}
+    assert samples == {line["step"]: line["samples"] for line in lines(whole, "train")}
+    tables = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("val/fixed/text_summary")]
+    keys = [[line.split("|")[1] for line in table.splitlines()] for table in tables]
+    assert len(keys) == len(evaluated) == 3
+    assert keys[0] == keys[1] == keys[2]
+    assert len(board.Images("val/fixed")) == len(board.Images("val/worst")) == 3
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(python, shard_set, whole, tmp_path):
     run = tmp_path / "resumed"
     (run / "checkpoints").mkdir(parents=True)
@@ -69,7 +90,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(python, shard_se
     assert done.returncode == 0, done.stderr
     assert "resumed from step-00000004" in done.stdout
     changed = [line for line in done.stdout.splitlines() if line.startswith("changed since step-00000004: ")]
-    assert [line.split(": ")[1] for line in changed] == ["keep 9 -> 1"]
+    assert [line.split(": ")[1] for line in changed] == ["keep 9 -> 1", "tracker ['wandb', 'tensorboard'] -> ['wandb']"]
     measures = ("step", "epoch", "samples", "loss", "lr", "grad_norm", "pooled_dice")
     kept = [{name: line[name] for name in measures} for line in lines(whole, "train")[4:]]
     assert [{name: line[name] for name in measures} for line in lines(run, "train")] == kept

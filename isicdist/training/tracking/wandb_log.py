@@ -135,6 +135,8 @@ def _init(run: Path, config: Mapping[str, Any], mode: str) -> wandb.Run:
         disable_job_creation=True,
         save_code=False,
     )
+    # The files of tables and artifacts wait there for `wandb sync`; by default in the user's home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(run.resolve() / "wandb"))
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT") or PROJECT,
         id=read_or_write_id(run / WANDB_ID_NAME, os.environ.get("WANDB_RUN_ID", "")),  # set by a sweep's agent

@@ -7,8 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from isicdist.metrics.examples import EXAMPLES_NAME, Example, read_examples, write_examples
+from isicdist.metrics.dice import DiceSummary
+from isicdist.metrics.examples import (
+    EXAMPLES_NAME,
+    TRAINING_EXAMPLES,
+    Example,
+    read_examples,
+    select_training_examples,
+    write_examples,
+)
+from shards.reader import ShardSet
 
 
 def example(key: str) -> Example:
@@ -55,3 +66,39 @@ def test_a_key_that_names_a_file_elsewhere_is_refused(tmp_path: Path, key: str):
     (tmp_path / EXAMPLES_NAME).write_text(json.dumps([{**entries[0], "key": key}]))
     with pytest.raises(ValueError, match="key"):
         read_examples(tmp_path)
+
+
+def test_an_evaluation_in_training_shows_fixed_images_and_the_worst(shard_set):
+    split = ShardSet.open(shard_set).split("train")
+    assert split.size
+    pixels = split.size**2
+    batches: list[tuple[int, ...]] = []
+
+    def red(images: Tensor) -> Tensor:
+        """Predict the red channel."""
+        batches.append(tuple(images.shape))
+        return images[:, :1] / 255
+
+    def select(hits: np.ndarray) -> list[Example]:
+        rows = np.stack([np.arange(len(split)), hits, np.full(len(split), 9), pixels // 4 - hits], axis=1)
+        return select_training_examples(red, split, DiceSummary.of(rows), torch.device("cpu"), micro_size=5)
+
+    first, second = select(np.arange(len(split))), select(np.arange(len(split))[::-1])
+    assert set(batches) == {(5, 3, 64, 64)}  # the last batch is padded
+    fixed, worst = ([each for each in first if each.group == group] for group in ("fixed", "worst"))
+    assert [each.key for each in fixed] == [each.key for each in second if each.group == "fixed"]
+    assert (fixed[0].key, fixed[-1].key) == (split.key(0), split.key(len(split) - 1))
+    assert [each.key for each in worst] == [split.key(index) for index in range(TRAINING_EXAMPLES)]
+    assert worst[0].dice < worst[1].dice
+    assert worst[0].lesion_area == 0.25
+    assert np.array_equal(fixed[3].prediction, fixed[3].image[..., 0] > 127)
+    assert np.array_equal(fixed[0].mask, split.mask(0) > 0)
+
+
+def test_a_split_of_one_image_has_one_example_of_each_kind(shard_set):
+    split = ShardSet.open(shard_set).split("val")
+    summary = DiceSummary.of(np.array([[1, 1, 1, 1]]))
+    examples = select_training_examples(
+        lambda images: torch.ones(len(images), 1, 64, 64), split, summary, torch.device("cpu"), micro_size=4
+    )
+    assert [(each.group, each.key) for each in examples] == [("fixed", split.key(1)), ("worst", split.key(1))]
