@@ -26,7 +26,7 @@ def test_every_key_of_every_event_is_documented():
 
 
 def test_the_sweep_searches_settings_that_a_run_takes(shard_set, tmp_path):
-    """Start a trial as wandb's agent does: ${args} replaced in the command, and the id of the run in the environment."""
+    """Start a trial as wandb's agent does: ${args} replaced in the command, the id of the run in the environment."""
     sweep = yaml.safe_load((ROOT / "examples" / "sweep.yaml").read_text())
     chosen = {"optim.lr": 0.001, "optim.bce-weight": 0.5, "model.dropout": 0.2}
     assert chosen.keys() == sweep["parameters"].keys()
