@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from shards import format
 from shards.errors import SourceError, UsageError
 from shards.format import Index
 from shards.inputs.match import BadInputError, Pair, Pairing, Rejected, pair_files
-from shards.inputs.source import open_sources
+from shards.inputs.source import archives_in, open_sources
 from shards.parallel.dask import Cluster, connect
 from shards.parallel.processes import Advance, Work, available_cores, run_parallel
 from shards.planning.duplicates import Duplicate, kind_of, merge_groups, near_pairs
@@ -35,7 +35,7 @@ from shards.planning.plan import (
     split_into_parts,
     splits_by_hash,
 )
-from shards.planning.split import read_groups, read_split_file
+from shards.planning.split import read_groups, read_split_file, split_of_source
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
 from shards.writing.records import PartRecord, ShardRecord, part_record_name, shard_record_name, tar_name
@@ -59,11 +59,13 @@ class BuildResult:
     index: Index
     already_complete: bool
     """The set was complete before this build, which changed nothing."""
+    grouped: int | None = None
+    """Number of pairs that the table of groups names; None without one."""
 
 
 def build(
-    images: str,
-    masks: str,
+    images: str | Sequence[str],
+    masks: str | Sequence[str],
     out: str | Path,
     options: BuildOptions | None = None,
     *,
@@ -73,6 +75,8 @@ def build(
     report: Report = lambda done, total, title: None,
 ) -> BuildResult:
     """Pack images and masks (paths or URLs of their sources, which may be the same) into a shard set at `out`.
+
+    Several sources of images, or of masks, are read as one.
 
     The bytes depend on inputs and options only. The work is done by `workers` processes (None: one for each core), or
     by the Dask cluster whose scheduler has the address `scheduler`. `allow_empty_masks`: build a set without any
@@ -89,16 +93,23 @@ def build(
     if workers < 1:
         raise UsageError(f"--workers {workers}: give 1 or more")
     if scheduler:  # its workers have working directories of their own
-        images, masks, out = (
-            location if "://" in location else str(Path(location).absolute()) for location in (images, masks, str(out))
-        )
+        (out,) = _absolute([str(out)])
+    image_locations, mask_locations = (
+        _absolute(given) if scheduler else given
+        for given in ([each] if isinstance(each, str) else list(each) for each in (images, masks))
+    )
     target = open_target(out)
-    sources, files = open_sources([images, masks])
+    sources, files = open_sources([*image_locations, *mask_locations])
+    masks_only = {each for location in mask_locations for each in archives_in(location)}
+    masks_only -= {each for location in image_locations for each in archives_in(location)}
     try:
-        pairing = pair_files(files, options.mask_suffix)
+        mask_sources = {number for number, source in enumerate(sources) if source.location in masks_only}
+        pairing = pair_files(files, options.mask_suffix, mask_sources)
         keys = [pair.key for pair in pairing.pairs]
         groups = read_groups(options.groups, keys) if options.groups else {}
         split_table = read_split_file(options.split_file, keys) if options.split_file else {}
+        if options.split_archives:
+            split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in pairing.pairs}
         if split_table:
             check_groups(split_table, groups)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
@@ -116,7 +127,8 @@ def build(
         for source in sources:
             source.close()
     target.clear(WORK)
-    return BuildResult(location=target.location, index=index, already_complete=False)
+    grouped = len(groups) if options.groups else None
+    return BuildResult(location=target.location, index=index, already_complete=False, grouped=grouped)
 
 
 def _build(
@@ -169,6 +181,10 @@ def _build(
     # 4. Assemble the shards, and publish the index.
     records = stages.write_shards(shards, {**encoded.part_of, **encoded_again.part_of})
     return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits)
+
+
+def _absolute(locations: Sequence[str]) -> list[str]:
+    return [location if "://" in location else str(Path(location).absolute()) for location in locations]
 
 
 def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

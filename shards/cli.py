@@ -21,13 +21,14 @@ app = create_app(
 @app.command
 def build(
     *,
-    images: str,
-    masks: str,
+    images: list[str],
+    masks: list[str],
     out: str,
     size: int | Literal["original"] = 512,
     fit: ResizeMode = "stretch",
     split: str = "train=0.8,val=0.1,test=0.1",
     split_file: str | None = None,
+    split_archives: Annotated[bool, Parameter(negative=())] = False,
     groups: str | None = None,
     seed: int = 0,
     samples_per_shard: int = 256,
@@ -45,9 +46,9 @@ def build(
     Parameters
     ----------
     images
-        Folder, .zip or fsspec URL with the images.
+        Folder, .zip or fsspec URL with the images; several, if given more than once.
     masks
-        Folder, .zip or fsspec URL with the masks; it may be the same.
+        Folder, .zip or fsspec URL with the masks, in the same way; it may be the same.
     out
         Folder or fsspec URL for the shard set.
     size
@@ -58,6 +59,9 @@ def build(
         Fraction of the groups in each split.
     split_file
         FILE.csv with the columns id and split, instead of --split.
+    split_archives
+        Take the split from the names of the archives or folders of the images, which have Training, Validation or
+        Test in them; instead of --split.
     groups
         FILE.csv:COLUMN, as metadata.csv:lesion_id; the images of one value stay in one split.
     seed
@@ -87,6 +91,7 @@ def build(
         fit=fit,
         split=split,
         split_file=split_file,
+        split_archives=split_archives,
         groups=groups,
         seed=seed,
         samples_per_shard=samples_per_shard,

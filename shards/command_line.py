@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import traceback
@@ -14,6 +16,8 @@ from cyclopts import App, CycloptsError, Parameter
 from shards.errors import ToolkitError, UsageError
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as of a shell
+_SPELL_OUT = "isicdist.spell-out"  # an error handler of Python's encoders
+_ASCII = {"×": "x", "µ": "u", "·": ",", "–": "-", "…": "...", "°": " degrees"}
 REDRAWN_ROWS = 8
 """Maximum rows of a terminal that the live display of rank 0 redraws, from the cursor upwards: the error message of
 another rank on the same terminal ends in as many empty lines, or it would be erased."""
@@ -48,9 +52,23 @@ def run_app(app: App, arguments: Sequence[str]) -> NoReturn:
     operating-system error (a full disk, a read-only folder); 130 on Ctrl-C. A failure is one line on stderr, which
     begins with the rank if there are several processes; `--debug` prints the traceback before it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELL_OUT)
     if _rank() not in ("", "0"):
         sys.excepthook = _print_traceback
     sys.exit(_exit_code(lambda: _parse_and_run(app.meta, arguments, app.name[0]), debug=False))
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    """Spell out what a terminal cannot print: x for a multiplication sign, else its escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in text), error.end
+
+
+codecs.register_error(_SPELL_OUT, _spell_out)
 
 
 def _parse_and_run(app: App, tokens: Sequence[str], program: str) -> int | None:

@@ -124,6 +124,9 @@ def print_build(result: BuildResult) -> None:
         f"{result.location}: {parts} samples; {counts.found} files found, {counts.packed} packed, "
         f"{counts.rejected} rejected, {counts.ignored} ignored"
     )
+    pairs = counts.packed // 2
+    if result.grouped is not None and result.grouped < pairs:
+        print(f"--groups names {result.grouped} of the {pairs} images; each of the others is a group of its own")
     if counts.rejected:
         print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
     for flag, number in counts.flags.items():

@@ -125,6 +125,21 @@ def test_cpu2_starts_two_processes(tmp_path):
     assert done.returncode == 0
 
 
+def test_torchrun_starts_a_run_whose_flags_it_leaves_alone(tmp_path):
+    words = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    flags = ("--data", str(tmp_path / "nope"), "--run", str(tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "-m", "--", "isicdist", "train", *flags],
+        env={**clean_environment(), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    for rank in (0, 1):
+        assert f"error: rank {rank}: {tmp_path / 'nope'}: there is no such folder" in done.stderr
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
     """An environment with one machine's `srun` and a `scontrol` that only says what it was asked."""

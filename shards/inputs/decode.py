@@ -25,7 +25,7 @@ from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
 from shards.inputs.headers import plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.match import Pair, Rejected
-from shards.inputs.source import MAX_FILE_BYTES, File, FolderSource, Source
+from shards.inputs.source import MAX_FILE_BYTES, MISSING, File, FolderSource, Source
 from shards.jpeg import JPEG_END, decode_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP")
@@ -198,6 +198,8 @@ def _bytes(file: File, sources: list[Source]) -> bytes:
 
 def _read_checked(file: File, read: Callable[[str], bytes]) -> bytes:
     """Read a file by `read` of its source. Raises BadPairError when it is too large, unreadable or empty."""
+    if file.size == MISSING:
+        raise BadPairError(file, "unreadable", "a link to a file that does not exist")
     if file.size > MAX_FILE_BYTES:
         raise BadPairError(file, "pixel-limit", f"{file.size} bytes, more than {MAX_FILE_BYTES}")
     with _as_bad_pair(file):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -17,6 +17,7 @@ from shards.errors import SourceError
 from shards.inputs.source import IMAGE_TYPES, File
 
 MASK_SUFFIX = "_segmentation"
+DOWNSAMPLED = "_downsampled"
 OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif"})
 PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
 
@@ -76,7 +77,7 @@ class BadInputError(SourceError):
     """Inputs that cannot be used, in a build with `--on-bad-input fail`; `rejected` lists all of them."""
 
     def __init__(self, rejected: list[Rejected]) -> None:
-        first = rejected[0]
+        first = next((row for row in rejected if row.reason != "partner"), rejected[0])
         super().__init__(
             f"{len(rejected)} of the input files cannot be used (first: {first.path}: {first.reason}, {first.detail}); "
             "mend them or leave them out with --on-bad-input skip"
@@ -84,12 +85,15 @@ class BadInputError(SourceError):
         self.rejected = rejected
 
 
-def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing:
+def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX, mask_sources: Collection[int] = ()) -> Pairing:
     """Pair images with masks by name: KEY.jpg with KEY<mask_suffix>.png, in any folders.
 
-    Names are compared without regard to case, so no two keys differ by case only. Raises SourceError when there is
-    no pair.
+    `mask_sources`: numbers of the sources that hold masks only. Where no file in them has the suffix, a mask has the
+    name of its image. KEY_downsampled.jpg, as ISIC 2019 names what was reduced, is paired with the mask of KEY. Names
+    are compared without regard to case, so no two keys differ by case only. Raises SourceError when there is no pair.
     """
+    files = list(files)
+    named_alike = bool(mask_sources) and _are_named_alike(files, mask_suffix, mask_sources)
     images: dict[str, list[tuple[str, File]]] = defaultdict(list)
     masks: dict[str, list[tuple[str, File]]] = defaultdict(list)
     pairs: list[Pair] = []
@@ -101,13 +105,25 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> Pairing
             ignored.append(file)
         elif kind in OTHER_IMAGE_TYPES:
             rejected.append(_unsupported(file))
+        elif named_alike and file.source in mask_sources:
+            masks[stem.lower()].append((stem, file))
         elif stem.lower().endswith(mask_suffix.lower()):
-            key = stem[: -len(mask_suffix)]
+            key = stem[: len(stem) - len(mask_suffix)]
             masks[key.lower()].append((key, file))
         else:
             images[stem.lower()].append((stem, file))
+    for folded in [name for name in images if name.endswith(DOWNSAMPLED)]:
+        key = folded.removesuffix(DOWNSAMPLED)
+        if folded not in masks and key in masks and key not in images:
+            images[key] = [(stem[: -len(DOWNSAMPLED)], file) for stem, file in images.pop(folded)]
     for folded in sorted(images.keys() | masks.keys()):
         _pair_one(images.get(folded, []), masks.get(folded, []), mask_suffix, pairs, rejected)
+    known = [row for row in rejected if row.reason not in ("no-mask", "no-image")]
+    if not pairs and known:
+        raise SourceError(
+            f"no pair can be used: {len(known)} files are rejected (first: {known[0].path}: {known[0].reason}, "
+            f"{known[0].detail}); mend their names or formats"
+        )
     if not pairs:
         raise SourceError(
             f"no image has a mask: {len(images)} images, {len(masks)} masks named KEY{mask_suffix}.png; "
@@ -165,6 +181,14 @@ def _stem_and_type(name: str) -> tuple[str, str]:
     """Split a/b/ISIC_1.JPG into (ISIC_1, .jpg); without pathlib, which takes half a minute for a million pairs."""
     stem, kind = os.path.splitext(name.rpartition("/")[2])  # noqa: PTH122
     return stem, kind.lower()
+
+
+def _are_named_alike(files: list[File], mask_suffix: str, mask_sources: Collection[int]) -> bool:
+    """Recognise sources in which no mask has the suffix, and some mask has the name of an image."""
+    stems = {True: set[str](), False: set[str]()}  # of the masks' sources, of the others
+    for file in files:
+        stems[file.source in mask_sources].add(_stem_and_type(file.name)[0].lower())
+    return not any(stem.endswith(mask_suffix.lower()) for stem in stems[True]) and bool(stems[True] & stems[False])
 
 
 def _is_ignored(name: str, stem: str, kind: str) -> bool:

@@ -18,6 +18,7 @@ from shards.inputs.headers import HEAD, TAIL
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 MAX_FILE_BYTES = 1 << 29  # of one image or mask, unpacked
+MISSING = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class File:
     name: str
     """Path inside the source, with forward slashes."""
     size: int
-    """Size in bytes."""
+    """Size in bytes; MISSING for a link to a file that does not exist."""
     crc: int = 0
     """CRC-32, in an archive; else 0."""
     changed: int = 0
@@ -76,7 +77,14 @@ class FolderSource:
             inside = Path(folder).relative_to(self.location).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in names:
-                status = os.stat(f"{folder}/{name}")  # noqa: PTH116  pathlib takes a minute for a million pairs
+                path = f"{folder}/{name}"
+                try:
+                    status = os.stat(path)  # noqa: PTH116  pathlib takes a minute for a million pairs
+                except OSError:
+                    if not Path(path).is_symlink():
+                        raise
+                    found.append(File(source, prefix + name, MISSING))
+                    continue
                 if stat.S_ISREG(status.st_mode):
                     found.append(File(source, prefix + name, status.st_size, changed=status.st_mtime_ns))
         return sorted(found, key=lambda file: file.name)
@@ -216,12 +224,14 @@ def open_source(location: str) -> Source:
 def open_sources(locations: Iterable[str]) -> tuple[list[Source], list[File]]:
     """Open the sources (each once, however often it is named) and list their files.
 
-    A folder inside another of the sources is listed with the outer one only.
+    A folder inside another of the sources is listed with the outer one only. A folder that holds .zip archives and
+    nothing else stands for these archives.
     Raises SourceError that names a location which is missing or has no file.
     """
     sources: list[Source] = []
     files: list[File] = []
-    for location in _outermost(list(dict.fromkeys(locations))):
+    expanded = dict.fromkeys(archive for location in locations for archive in archives_in(location))
+    for location in _outermost(list(expanded)):
         source = open_source(location)
         try:
             found = source.files(len(sources))
@@ -232,6 +242,16 @@ def open_sources(locations: Iterable[str]) -> tuple[list[Source], list[File]]:
         sources.append(source)
         files += found
     return sources, files
+
+
+def archives_in(location: str) -> list[str]:
+    """List the .zip archives of a local folder that holds nothing else, sorted; for any other location itself."""
+    if "://" in location or not Path(location).is_dir():
+        return [location]
+    names = sorted(entry.name for entry in Path(location).iterdir() if not entry.name.startswith("."))
+    if not names or not all(name.lower().endswith(".zip") for name in names):
+        return [location]
+    return [str(Path(location) / name) for name in names]
 
 
 def _outermost(locations: list[str]) -> list[str]:

@@ -35,6 +35,8 @@ class BuildOptions:
     """Fraction of the groups in each split, as NAME=FRACTION; the fractions sum to 1."""
     split_file: str | None = None
     """CSV file with the columns id and split, instead of `split`."""
+    split_archives: bool = False
+    """Take the split of an image from the name of its archive or folder: Training, Validation or Test."""
     groups: str | None = None
     """FILE.csv:COLUMN; images with the same value stay in one split. None: each image is its own group."""
     seed: int = 0
@@ -52,6 +54,8 @@ class BuildOptions:
         parse_fractions(self.split)
         if self.split_file is not None and self.split != BuildOptions.split:
             raise UsageError("--split and --split-file: give one of the two")
+        if self.split_archives and (self.split_file is not None or self.split != BuildOptions.split):
+            raise UsageError("--split-archives: give it alone, without --split and --split-file")
         if self.size is not None and not 16 <= self.size <= 8192:
             raise UsageError(f"--size {self.size}: give 16 to 8192 pixels, or original")
         if self.samples_per_shard < 1:
@@ -77,6 +81,8 @@ class BuildOptions:
         split = ",".join(f"{name}={fraction:g}" for name, fraction in parse_fractions(self.split).items())
         if self.split_file is not None:
             split = f"file {_sha256_of(Path(self.split_file))}"
+        if self.split_archives:
+            split = "archives"
         return {
             "fit": self.fit if self.size else "original",
             "groups": groups,

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shards.errors import UsageError
 from shards.tables import read_column, read_column_of
@@ -65,6 +65,21 @@ def read_groups(spec: str, keys: Iterable[str]) -> dict[str, str]:
     if not groups:
         raise UsageError(f"--groups {spec}: it names none of the images; is it another set's table?")
     return groups
+
+
+def split_of_source(location: str) -> str:
+    """Recognise train, val or test in the name of an archive or folder, as in ISIC2018_Task1-2_Validation_Input.zip.
+
+    Raises UsageError for a name with none of the words, or with several.
+    """
+    name = PurePosixPath(location.rstrip("/")).name.lower()
+    found = [split for split, word in (("train", "train"), ("val", "valid"), ("test", "test")) if word in name]
+    if len(found) != 1:
+        raise UsageError(
+            f"--split-archives: the name of {location} says {' and '.join(found) or 'no split'}; it must have one of "
+            "Training, Validation and Test, else give --split-file"
+        )
+    return found[0]
 
 
 def read_split_file(path: str, keys: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,8 @@ class ConsoleLog(Sink):
         """Print to `console`; training ends at step `total_steps`."""
         self.console = console
         self.total_steps = total_steps
-        if isinstance(console.file, io.TextIOWrapper):  # an ASCII locale prints escapes, as on stderr, and goes on
+        if isinstance(console.file, io.TextIOWrapper) and console.file.errors == "strict":
+            # An ASCII locale prints escapes, as on stderr, and goes on.
             console.file.reconfigure(errors="backslashreplace")
 
     def start(self) -> None:
