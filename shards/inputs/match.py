@@ -7,6 +7,7 @@ neither image nor mask.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ MASK_SUFFIX = "_segmentation"
 DOWNSAMPLED = "_downsampled"
 OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif"})
 PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
+
+_NEITHER = re.compile(r"_superpixels$|_R\d+_Label\d+$", re.IGNORECASE)  # of ISIC; regions of interest of PH2
 
 REASONS = {
     "no-mask": "an image without a mask",
@@ -194,7 +197,7 @@ def _are_named_alike(files: list[File], mask_suffix: str, mask_sources: Collecti
 def _is_ignored(name: str, stem: str, kind: str) -> bool:
     if any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/")):
         return True
-    return stem.lower().endswith("_superpixels") or kind not in PICTURE_TYPES
+    return kind not in PICTURE_TYPES or bool(_NEITHER.search(stem))
 
 
 def _unsupported(file: File) -> Rejected:

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from shards.build import build
 from shards.errors import SourceError, UsageError
@@ -130,3 +131,23 @@ def test_official_archives_give_the_splits(pictures, tmp_path):
         build(str(images), str(masks), tmp_path / "other", options, workers=1)
     with pytest.raises(UsageError, match="--split-archives: give it alone"):
         BuildOptions(split_archives=True, split="train=1")
+
+
+def test_ph2_is_built_as_it_is_unpacked(tmp_path):
+    for number in range(4):
+        write_pair(tmp_path / "flat", f"IMD{number:03}", seed=number)
+        folder = tmp_path / "PH2 Dataset images" / f"IMD{number:03}"
+        for part, source, name in (
+            ("Dermoscopic_Image", ".jpg", ""),
+            ("lesion", "_segmentation.png", "_lesion"),
+            ("roi", "_segmentation.png", "_R1_Label3"),
+        ):
+            path = folder / f"{folder.name}_{part}" / f"{folder.name}{name}.bmp"
+            path.parent.mkdir(parents=True)
+            with Image.open(tmp_path / "flat" / f"{folder.name}{source}") as picture:
+                picture.save(path)
+    (tmp_path / "PH2 Dataset images" / "PH2_dataset.txt").write_text("table")
+    place = str(tmp_path / "PH2 Dataset images")
+    options = BuildOptions(size=32, split="train=1", mask_suffix="_lesion")
+    result = build(place, place, tmp_path / "set", options, workers=1)
+    assert (result.index.counts.packed, result.index.counts.ignored, result.index.counts.rejected) == (8, 5, 0)
