@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,6 +133,24 @@ def test_a_cpu_runs_bfloat16_channels_last_and_float32_not(small, bfloat16):
         hook.remove()
     assert len(layouts) == 25 + 5
     assert set(layouts) == {bfloat16}
+
+
+def test_the_masks_are_those_of_every_version_so_far():
+    keep = keyed_keep(torch.tensor([0, 1, -7, 2**62]), 3, torch.empty(5, 6, 7), 0.3)
+    bits = np.packbits(keep.numpy()).tobytes()
+    assert hashlib.sha256(bits).hexdigest()[:16] == "d0e70f4022121526"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_multiplies_by_the_mask_of_keyed_keep_and_the_scale(dtype, layout):
+    x = torch.randn(3, 4, 6, 8, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    keys = torch.tensor([1, -2, 3])
+    out = KeyedDropout(0.3, layer=2)(x, keys)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    factor = keyed_keep(keys, 2, x[0], 0.3).to(dtype) * torch.tensor(1 / 0.7, dtype=dtype)
+    assert torch.equal(out, x * factor)
+    assert torch.equal(gradient, factor)
 
 
 def test_dropout_scales_what_stays():
