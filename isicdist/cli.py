@@ -70,6 +70,43 @@ def train(
 
 
 @app.command
+def crossval(
+    *flags: str,
+    data: str,
+    run: Path,
+    folds: int = 5,
+    launch: Path | None = None,
+    only_print: Annotated[bool, Parameter(name="--print", negative=())] = False,
+) -> int:
+    """Train and score every fold of train and val; pool the scores of all images, each held out once.
+
+    A second call goes on where the first one ended. Example: isicdist crossval --data DIR --run RUNS -- --epochs 60
+
+    Parameters
+    ----------
+    flags
+        Flags of `isicdist train`, after --.
+    data
+        The shard set: a folder or an fsspec URL.
+    run
+        The folder of the runs, RUNS/fold-1 and so on, and of their pooled scores.
+    folds
+        Number of folds.
+    launch
+        A file of `accelerate launch` to start each fold with, as launch/gpu8.yaml; else each is one process.
+    only_print
+        Print the commands of each fold in a line instead, for a scheduler.
+    """
+    from isicdist.crossval import crossval as command
+    from isicdist.crossval import print_commands
+
+    if only_print:
+        print_commands(data, run, folds, flags, launch)
+        return 0
+    return command(data, run, folds, flags, launch)
+
+
+@app.command
 def evaluate(
     *,
     data: str,

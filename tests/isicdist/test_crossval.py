@@ -1,0 +1,99 @@
+"""Cross-validation: every image is held out once, a second call goes on, and the pooled scores are exact."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from isicdist.cli import main
+from isicdist.config import Fold
+from isicdist.crossval import commands, pool_scores
+from isicdist.errors import CheckpointError
+from isicdist.metrics.results import PER_IMAGE_NAME
+from shards.reader import ShardSet
+
+FLAGS = ("--epochs", "1", "--model.base-channels", "4", "--batch.global-size", "8", "--tracker", "none")
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def write_fold(runs, number: int, counts: list[tuple[int, int, int]]) -> None:
+    folder = runs / f"fold-{number}" / "evaluation" / f"fold_{number}_of_2"
+    folder.mkdir(parents=True)
+    lines = [f"K{number}{i},{tp},{fp},{fn}" for i, (tp, fp, fn) in enumerate(counts)]
+    (folder / PER_IMAGE_NAME).write_text("\n".join(["id,tp,fp,fn", *lines]) + "\n")
+
+
+def test_scores_are_pooled_over_images_not_over_folds(tmp_path):
+    write_fold(tmp_path, 1, [(8, 2, 2), (0, 4, 4), (5, 0, 0)])
+    write_fold(tmp_path, 2, [(1, 1, 1)])
+    (scores,) = pool_scores(tmp_path, [Fold(number=1, count=2), Fold(number=2, count=2)], "ab").values()
+    assert scores.pooled.n == 4
+    assert scores.pooled.mean_dice == pytest.approx((0.8 + 0 + 1 + 0.5) / 4)
+    assert scores.pooled.pooled_dice == pytest.approx(2 * 14 / (2 * 14 + 7 + 7))
+    assert [fold["mean_dice"] for fold in scores.of_folds] == pytest.approx([0.6, 0.5])
+    assert scores.deviation("mean_dice") == pytest.approx(0.1 / math.sqrt(2))
+    with (tmp_path / PER_IMAGE_NAME).open(newline="") as file:
+        assert [(row["fold"], row["id"]) for row in csv.DictReader(file)] == [
+            ("1/2", "K10"),
+            ("1/2", "K11"),
+            ("1/2", "K12"),
+            ("2/2", "K20"),
+        ]
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    write_fold(tmp_path, 1, [])
+    with pytest.raises(CheckpointError, match=r"per_image.csv: damaged; remove it to score that fold again"):
+        pool_scores(tmp_path, [Fold(number=1, count=2)], "ab")
+
+
+def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd):
+    words = ("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 2, "--", *FLAGS)
+    assert run(*words) == 0
+    shards = ShardSet.open(shard_set)
+    pool = {shards.split(name).key(index) for name in ("train", "val") for index in range(len(shards.split(name)))}
+    with (tmp_path / PER_IMAGE_NAME).open(newline="") as file:
+        held_out = [row["id"] for row in csv.DictReader(file)]
+    assert sorted(held_out) == sorted(pool)
+    written = json.loads((tmp_path / "crossval.json").read_text())
+    assert written["folds"] == 2
+    scores = written["scores"]["threshold 0.5, network resolution"]
+    assert scores["pooled"]["n"] == len(pool)
+    assert np.mean([fold["mean_dice"] for fold in scores["of_folds"]]) > 0
+    capfd.readouterr()
+
+    shutil.rmtree(tmp_path / "fold-2" / "evaluation")
+    assert run(*words) == 0
+    printed = capfd.readouterr().out
+    assert "fold 1/2: scored before" in printed
+    assert "fold 2/2: isicdist evaluate" in printed
+    assert json.loads((tmp_path / "crossval.json").read_text()) == written
+
+
+def test_a_command_that_fails_ends_the_call_with_its_code(shard_set, tmp_path, capfd):
+    assert run("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 2, "--", "--epochs", 0) == 2
+    assert "fold 1/2: ended with 2; the same command goes on" in capfd.readouterr().err
+    assert not (tmp_path / "fold-2").exists()
+    assert run("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 1) == 2
+
+
+def test_the_commands_are_printed_for_a_scheduler(shard_set, tmp_path, capsys):
+    words = ("--data", shard_set, "--run", tmp_path, "--folds", 3, "--launch", "launch/gpu8.yaml", "--print")
+    assert run("crossval", *words, "--", *FLAGS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("accelerate launch --config_file launch/gpu8.yaml -m isicdist train --data ")
+    assert "--fold 2/3 --epochs 1" in lines[1]
+    assert lines[1].endswith(f"evaluate --data {shard_set} --checkpoint {tmp_path / 'fold-2'} --fold 2/3")
+    assert commands("d", tmp_path, Fold(number=1, count=2), [], None)[0][:2] == ["isicdist", "train"]
