@@ -187,6 +187,7 @@ def predict(
     models = [checkpoint] if checkpoint else ensemble
     if not models or (checkpoint and ensemble):
         raise UsageError("give --checkpoint RUN, or --ensemble RUN1 RUN2 ... in its place")
+    from isicdist.predict import describe_ignored
     from isicdist.predict import predict as command
 
     done = command(models, images, out, tta=tta, probabilities=probabilities, overlay=overlay, submission=submission)
@@ -196,11 +197,7 @@ def predict(
     if done.rejected:
         print(f"{done.rejected} images could not be used: see {out / 'rejected.csv'}", file=sys.stderr)
     if done.ignored:
-        print(
-            f"{len(done.ignored)} files are no images, or masks or superpixels by their names: {done.ignored[0]}"
-            + (", ..." if len(done.ignored) > 1 else ""),
-            file=sys.stderr,
-        )
+        print(describe_ignored(done.ignored), file=sys.stderr)
     if submission:
         print(f"submission: {submission}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.progress import Progress
 
 from isicdist.config import Tta
@@ -28,12 +29,14 @@ from shards.errors import SourceError, UsageError
 from shards.files import write_file
 from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_image
-from shards.inputs.match import Rejected, images_only
+from shards.inputs.match import MASK_SUFFIX, Rejected, images_only
 from shards.inputs.source import File, Source, open_sources
 from shards.tables import csv_bytes
 
 BATCH_PIXELS = 2**19
-"""Pixels of one forward pass: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""
+"""Pixels of one forward pass on a CPU: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""
+GPU_BATCH_PIXELS = 2**21
+"""The same on a GPU: 32 images of 256 pixels a side, 8 of 512."""
 SETTINGS_NAME, REJECTED_NAME = "predict.json", "rejected.csv"
 
 
@@ -48,7 +51,7 @@ class PredictionCounts:
     rejected: int = 0
     """Images that cannot be used; each has a row in OUT/rejected.csv."""
     ignored: tuple[str, ...] = ()
-    """Names of the files that are masks or superpixels by their names, or no images."""
+    """Names of the files that are masks, superpixels or no images by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,8 @@ def predict(
     location = images if "://" in images else str(Path(images).resolve())
     settings = {**ensemble.identity(), "tta": tta, "images": location}
     _check_settings(outputs, settings, files)
-    remaining = [file for file in files if not outputs.are_complete(file)]
+    # Of the main process, as a file system of several machines may show others an older state.
+    remaining: list[File] = broadcast_object_list([[file for file in files if not outputs.are_complete(file)]])[0]
     reused = len(files) - len(remaining)
     accelerator.wait_for_everyone()  # every process has looked before the first one writes
     accelerator.on_main_process(_write_settings)(outputs, settings)
@@ -105,7 +109,8 @@ def predict(
     with ExitStack() as opened:
         for source in sources:
             opened.callback(source.close)
-        progress = opened.enter_context(Progress(disable=not accelerator.is_main_process))
+        shown = accelerator.is_main_process and sys.stdout.isatty()
+        progress = opened.enter_context(Progress(disable=not shown))
         task = progress.add_task("predict", total=len(own_files))
         for rejection in _predict_files(own_files, sources, ensemble, accelerator.device, tta, outputs):
             progress.advance(task)
@@ -146,7 +151,8 @@ def _predict_files(
         picture = np.asarray(load_image(image.file, sources, "original", None)[0]) if outputs.overlay else None
         outputs.write(image.file, ensemble.restore_mean(probs, image.plans), ensemble.threshold, picture)
 
-    size, threads = max(1, BATCH_PIXELS // ensemble.input_specs[0].size ** 2), launch.worker_threads()
+    pixels = BATCH_PIXELS if device.type == "cpu" else GPU_BATCH_PIXELS
+    size, threads = max(1, pixels // ensemble.input_specs[0].size ** 2), launch.worker_threads()
     upcoming = iter(files)
     loading: deque[Future[PreparedImage | Rejected]] = deque()
     writing: deque[Future[None]] = deque()
@@ -197,11 +203,17 @@ def _ignored_names(ignored: list[File], files: list[File], images: str, outputs:
     return tuple(file.name for file in ignored if (Path(images) / file.name).resolve() not in written)
 
 
+def describe_ignored(names: Sequence[str]) -> str:
+    """Describe the ignored files, at least one, in a message; of all, a photograph named as a mask would surprise."""
+    example = min(names, key=lambda name: not PurePosixPath(name).stem.lower().endswith(MASK_SUFFIX))
+    return f"{len(names)} ignored, as their names are those of masks, superpixels or no images, such as {example}"
+
+
 def _check_names(files: list[File], unsupported: list[Rejected], ignored: list[File], location: str) -> None:
     """Raise SourceError where there is no image, or two would have the same mask."""
     if not files:
         others = [f"{len(unsupported)} of a type that is not read"] if unsupported else []
-        others += [f"{len(ignored)} ignored by their names, as {ignored[0].name}"] if ignored else []
+        others += [describe_ignored([file.name for file in ignored])] if ignored else []
         but = f" (but {', '.join(others)})" if others else ""
         raise SourceError(f"{location}: there is no .jpg, .png or .bmp image in it{but}")
     seen: dict[str, str] = {}

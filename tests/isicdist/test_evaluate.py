@@ -286,6 +286,21 @@ def test_a_set_that_cannot_be_scored_is_refused(run, shard_set, tmp_path, monkey
         evaluate(run, str(shard_set), "test")
 
 
+def test_one_image_is_scored_and_a_second_evaluation_replaces_the_first(shard_set, tmp_path, monkeypatch):
+    save_best(tmp_path, build_model(CONFIG), metadata_of(shard_set))
+    whole = ShardSet.open(shard_set).split("test")
+    for count in (1, 2, 1):
+        table = whole.table[:count]
+        monkeypatch.setattr(ShardSet, "split", lambda *_, table=table: dataclasses.replace(whole, table=table))
+        result = evaluate(tmp_path, str(shard_set), "test")
+        assert result is not None
+        with (result[1] / "per_image.csv").open(newline="") as file:
+            dice = [float(row["dice"]) for row in csv.DictReader(file)]
+        assert len(dice) == count
+        assert result[0].at_default.network.mean_dice == pytest.approx(np.mean(dice))
+        assert len(list((result[1] / "examples").glob("*.jpg"))) == count
+
+
 def test_a_model_that_cannot_be_used_is_refused(run, shard_set, tmp_path):
     copied = shutil.copytree(run / "best", tmp_path / "run" / "best").parent
     card = json.loads((copied / "best" / "model.json").read_text())

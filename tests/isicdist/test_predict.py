@@ -9,9 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -22,9 +24,11 @@ from PIL import Image
 from isicdist import load_model
 from isicdist import predict as predict_module
 from isicdist.config import ModelConfig, TrainConfig, Tta
+from isicdist.distributed import launch
 from isicdist.errors import CheckpointError
 from isicdist.network.best import ModelMetadata, ValidationScore, load_best, save_best
 from isicdist.network.normalise import normalise, to_unit
+from isicdist.outputs import Outputs
 from isicdist.predict import PredictionCounts, predict
 from isicdist.train import build_model
 from shards.errors import SourceError, UsageError
@@ -335,19 +339,93 @@ def test_masks_may_lie_beside_their_images(run, images):
 
 
 def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, python):
-    (images / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    """On a terminal that shows ASCII, with names that are not UTF-8."""
+    torn, ignored = (images / os.fsdecode(name) for name in (b"t\xf6rn.jpg", b"h\xe4nd_segmentation.jpg"))
+    torn.write_bytes(b"\xff\xd8\xff")
+    ignored.write_bytes(b"a mask by its name")
+    (images / "LICENSE.txt").write_text("CC0")
     words = ("predict", "--ensemble", run, run, "--images", images, "--out", tmp_path / "out", "--tta", "flips")
-    done = python("-m", "isicdist", *words, processes=2)
+    done = python("-m", "isicdist", *words, processes=2, env={"PYTHONIOENCODING": "ascii", "TERM": "dumb"})
     assert done.returncode == 0, done.stderr
     assert f"10 masks written to {tmp_path / 'out'}\n" in done.stdout
     assert "1 images could not be used" in done.stderr
+    assert (
+        r"2 ignored, as their names are those of masks, superpixels or no images, such as h\udce4nd_seg" in done.stderr
+    )
+    assert r"t\udcf6rn.jpg,unreadable" in (tmp_path / "out" / "rejected.csv").read_text()
     predict([run], str(images), tmp_path / "one", tta="flips")
     one, two = masks(tmp_path / "one"), masks(tmp_path / "out")
     assert one.keys() == two.keys()
     assert max((one[name] != two[name]).mean() for name in one) < 1e-3
     assert predict([run, run], str(images), tmp_path / "out", tta="flips") == PredictionCounts(
-        masks=0, reused=10, rejected=1
+        masks=0, reused=10, rejected=1, ignored=("LICENSE.txt", ignored.name)
     )
+
+
+def test_a_folder_of_what_is_ignored_says_so(run, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a_superpixels.png").touch()
+    (folder / "skin_Segmentation.jpg").touch()
+    with pytest.raises(SourceError, match=r"no .jpg, .png or .bmp image in it \(but 2 ignored, .*skin_Segmentation"):
+        predict([run], str(folder), tmp_path / "out")
+
+
+class RankOfTwo:
+    """One of two ranks, whose collectives are those of a process on its own."""
+
+    num_processes = 2
+    is_main_process = True
+
+    def __init__(self, rank: int) -> None:
+        self.process_index = rank
+        self._alone = launch.start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._alone, name)
+
+
+def test_what_an_earlier_prediction_has_left_is_shared_out_evenly(run, images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict([run], str(images), out)
+    expected = masks(out)
+    missing = sorted(out.glob("*.png"))[::2]  # by its position in the folder all would be those of rank 0
+    for path in missing:
+        path.unlink()
+    ranks = RankOfTwo(0), RankOfTwo(1)
+    for rank, share in zip(ranks * 2, (3, 1, 1, 0), strict=True):  # of the 5 that are missing, then of 2, 1 and none
+        monkeypatch.setattr(launch, "start", lambda *_, rank=rank, **__: rank)
+        done = predict([run], str(images), out)
+        assert done is not None
+        assert done.masks == share
+    assert masks(out).keys() == expected.keys()
+
+
+def test_all_threads_decode_ahead_of_a_small_batch_and_memory_is_bounded(run, images, tmp_path, monkeypatch):
+    """At 512 pixels a batch has two images on a CPU, and every thread has work all the same."""
+    threads = 4
+    for number in range(50):
+        shutil.copy(sorted(images.iterdir())[number % 10], images / f"copy{number}.jpg")
+    monkeypatch.setattr(launch, "worker_threads", lambda: threads)
+    monkeypatch.setattr(predict_module, "BATCH_PIXELS", 2 * 64**2)
+    together, prepare, write = threading.Barrier(threads), predict_module._prepare, Outputs.write
+    events: list[int] = []
+
+    def prepare_together(*args: Any) -> Any:
+        together.wait(timeout=20)  # breaks where fewer threads decode than there are
+        events.append(1)
+        return prepare(*args)
+
+    def write_slowly(*args: Any) -> None:
+        time.sleep(0.005)
+        write(*args)
+        events.append(-1)
+
+    monkeypatch.setattr(predict_module, "_prepare", prepare_together)
+    monkeypatch.setattr(Outputs, "write", write_slowly)
+    assert predict([run], str(images), tmp_path / "out") == PredictionCounts(masks=60)
+    assert len(events) == 120
+    assert max(np.cumsum(events)) <= 2 * (2 + 2 * threads) + 2
 
 
 def test_a_killed_prediction_goes_on_where_it_was(run, images, tmp_path):
