@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,17 @@ def test_the_command_of_a_cluster_starts_every_process_of_every_machine(name, tm
     assert "--num_machines 3 --num_processes 12 --machine_rank 2 " in printed
     assert f"--main_process_ip {'isicdist-0.isicdist' if name == 'kubernetes.yaml' else '10.0.0.1'} " in printed
     assert "-m isicdist train --data " in printed
+
+
+@pytest.mark.parametrize(
+    ("checker", "files"), [("shellcheck", "*.sbatch"), ("hadolint", "Dockerfile")], ids=["shellcheck", "hadolint"]
+)
+def test_scripts_and_the_image_pass_their_linters(checker, files):
+    program = shutil.which(checker, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not program:
+        pytest.skip(f"no {checker}")
+    done = subprocess.run([program, *LAUNCH.glob(files)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_cpu2_starts_two_processes(tmp_path):
