@@ -180,14 +180,15 @@ def _show(scores: dict[str, PooledScores], console: Console) -> None:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command and hand a SIGTERM on to it, so that it saves; returns its exit code."""
+    """Run a command and hand on SIGTERM and Ctrl-C to it, so that it saves and is waited for; returns its exit code."""
     process = subprocess.Popen(command)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    previous = signal.signal(signal.SIGTERM, hand_on)
+    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return process.wait()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
