@@ -73,3 +73,24 @@ def test_the_tables_on_paper_follow_from_a_device_and_a_link():
     assert scaling.network_seconds(slow, 12_800_000, 8) < scaling.network_seconds(slow, 12_800_000, 16) / 100
     # 24 ms may be 5 % of a step of 480 ms, so 512 images on each of 16 devices.
     assert scaling.advice(device, slow, 12_800_000, 16).endswith("from a global batch of 8192 on")
+
+
+def test_measured_steps_are_compared_with_the_model_within_their_round(capsys):
+    numbers = {
+        "step": {"images_per_s": 10.0},
+        "decoding": {"images_per_s": 1e9},
+        "all-reduce": {"bandwidth_bytes_per_s": 1e8, "latency_s": 0.0},
+    }
+    checks = [{"name": "python"}, *({"name": name, "numbers": each} for name, each in numbers.items())]
+    rates = scaling.rates_of(checks, 20_000_000)
+    slower = dataclasses.replace(rates, compute_images_per_s=5.0)
+    rounds = [
+        scaling.Round(rates=rates, seconds={1: 0.8, 2: 1.5}, other_cores=0.0),  # the model: 0.8, and 0.2 for the sum
+        scaling.Round(rates=slower, seconds={1: 2.0, 2: 1.8}, other_cores=0.0),  # 1.6, and 0.2
+    ]
+    scaling.print_measured(rounds, 8)
+    one, two, eight, _ = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert one == ["1", "8", "1.400", "1.200", "1.12 (1.00 to 1.25)", "1.000", "1.000"]
+    assert two == ["2", "16", "1.650", "1.400", "1.25 (1.00 to 1.50)", "0.822", "0.844"]
+    # 14 messages of an eighth of 0.2 s, after 0.8 s or 1.6 s.
+    assert eight == ["8", "64", "-", "1.550", "-", "-", f"{(0.8 / 1.15 + 1.6 / 1.95) / 2:.3f}"]
