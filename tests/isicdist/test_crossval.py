@@ -58,7 +58,8 @@ def test_a_damaged_table_is_named(tmp_path):
         pool_scores(tmp_path, [Fold(number=1, count=2)], "ab")
 
 
-def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd):
+def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("isicdist.crossval._run", lambda command: run(*command[3:]))  # python -m isicdist ..., in here
     words = ("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 2, "--", *FLAGS)
     assert run(*words) == 0
     shards = ShardSet.open(shard_set)
