@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 NETWORK = "10.87.65"
-_BRIDGE = "isicbr0"
+_BRIDGE, _PROBE = "isicbr0", "isicprobe0"
 
 
 def why_not() -> str | None:
@@ -30,11 +30,11 @@ def why_not() -> str | None:
         return "network namespaces need root"
     if not shutil.which("ip"):
         return "no `ip`: apt-get install iproute2"
-    bridge = ["ip", "link", "add", _BRIDGE, "type", "bridge"]
+    bridge = ["ip", "link", "add", _PROBE, "type", "bridge"]
     tried = subprocess.run(bridge, capture_output=True, text=True, check=False)
     if tried.returncode:
         return f"no network namespaces here: {tried.stderr.strip()}"
-    _ip("link", "del", _BRIDGE)
+    _ip("link", "del", _PROBE)
     return None
 
 
