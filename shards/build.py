@@ -38,7 +38,14 @@ from shards.planning.plan import (
 from shards.planning.split import read_groups, read_split_file, split_of_source
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
-from shards.writing.records import PartRecord, ShardRecord, part_record_name, shard_record_name, tar_name
+from shards.writing.records import (
+    RECORDS_VERSION,
+    PartRecord,
+    ShardRecord,
+    part_record_name,
+    shard_record_name,
+    tar_name,
+)
 from shards.writing.staging import encode_part, write_shard
 from shards.writing.target import WORK, Target, open_target, read_bytes, write_bytes
 
@@ -118,7 +125,7 @@ def build(
             _check_same_build(target, index.built, built)
             target.clear(WORK)  # of a build that was killed just before its end
             return BuildResult(location=target.location, index=index, already_complete=True)
-        identity = {**built, "times": digest_of_files(files, with_times=True)}
+        identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
         job = Job(target=target, sources=sources, options=options, identity=identity)
         with connect(scheduler) if scheduler else nullcontext() as cluster, _locked(target, identity):
             stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
@@ -233,9 +240,9 @@ class _Encoded:
     hashes: dict[str, bytes]
     """Hash of the image of each good pair, by key."""
     copied: set[str]
-    """Keys of the good pairs that are copied undecoded: their hashes are those of bytes."""
+    """Keys of the good pairs that are copied as they are: their hashes are those of bytes."""
     with_lesion: set[str]
-    """Keys of the good pairs whose mask is not empty, or copied undecoded."""
+    """Keys of the good pairs whose mask is not empty."""
     rejected: list[Rejected]
 
 
@@ -272,7 +279,7 @@ class _Stages:
             for record in itertools.chain(new_records, old_records):
                 encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
                 encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
-                encoded.with_lesion.update(sample.key for sample in record.samples if sample.foreground)
+                encoded.with_lesion.update(sample.key for sample in record.samples if sample.has_lesion)
                 encoded.rejected.extend(record.rejected)
         return encoded
 

@@ -52,7 +52,7 @@ def build(
     out
         Folder or fsspec URL for the shard set.
     size
-        Side of the square images in pixels, or original to copy images and masks as they are, undecoded.
+        Side of the square images in pixels, or original to copy images and masks as they are.
     fit
         Resize mode: change the aspect ratio, pad with black, or crop to the centre.
     split

@@ -25,6 +25,7 @@ from shards.jpeg import decode_jpeg, jpeg_size
 FOREGROUND = 128  # a mask value above it is lesion, as for the official scorer
 JPEG_QUALITY = 95
 MAX_PIXELS = 100_000_000  # of one image: the limit against decompression bombs
+MAX_JPEG_SIDE = 65_500  # pixels that libjpeg writes
 PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"  # followed by width, height, PNG_KIND and CRC-32
 PNG_KIND = bytes((1, 0, 0, 0, 0))  # 1 bit, grey; deflate, filters by row, not interlaced
 PNG_BODY = 41  # bytes before the body of IDAT if only IHDR comes before it

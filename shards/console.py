@@ -132,10 +132,7 @@ def print_build(result: BuildResult) -> None:
     for flag, number in counts.flags.items():
         print(f"{number} samples are flagged {flag}")
     if format.COPIED in counts.flags:
-        print(
-            "nothing copied was decoded: only equal bytes count as duplicates, and odd masks were not looked for; "
-            f"isic-shards verify --deep {result.location} decodes every pair"
-        )
+        print("of copied samples, only equal bytes count as duplicates, and lesion areas are not counted")
     if counts.duplicates:
         path = f"{result.location}/{format.DUPLICATES_NAME}"
         print(f"duplicates by what is the same: {_duplicates(counts)}; listed in {path}")

@@ -14,8 +14,8 @@ One sample is adjacent members of one tar with one key, in this order:
     KEY.mask.png       the mask at the image's size: 1-bit greyscale PNG, 1 where the lesion is
     KEY.original.png   the mask at its original resolution (val and test), 1-bit greyscale PNG
 
-A sample whose flags contain `copied` (--size original) has the bytes of its source files, undecoded: its masks may be
-8-bit greyscale PNG, with the lesion above 128.
+A sample whose flags contain `copied` (--size original) has the bytes of its source files: its masks may be 8-bit
+greyscale PNG, with the lesion above 128.
 
 A key is 1 to 80 letters, digits, "_" or "-": webdataset ends a key at its first dot. Member headers are 512 bytes
 with mtime, uid and gid 0, empty user and group names and mode 0444, and bodies are padded to 512. The byte range of a
@@ -63,7 +63,7 @@ DUPLICATES_NAME = "duplicates.csv"
 MEMBERS = ("jpg", "json", "mask.png", "original.png")
 IMAGE, META, MASK, ORIGINAL = range(4)
 
-UNCOUNTED = 2**32 - 1  # foreground of a mask that has not been decoded
+UNCOUNTED = 2**32 - 1  # foreground of a mask that was copied
 COPIED = "copied"  # flag of a sample that has the bytes of its source files
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -93,8 +94,10 @@ def _decode_by_pillow(data: bytes, out: np.ndarray | None) -> np.ndarray:
     from PIL import Image  # late: a loader of resized sets never needs its memory
 
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF tags
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(str(error)) from error
     if out is None or out.shape != pixels.shape:

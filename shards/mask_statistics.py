@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from shards import format
@@ -17,24 +19,27 @@ SAMPLED_MASKS = 64
 def mask_warnings(split: Split) -> list[str]:
     """Describe what looks wrong about the masks of a split, a line each, with numbers; empty when nothing does.
 
-    Areas are those of the sample table. Borders are looked at in SAMPLED_MASKS masks, spread over the split. Masks
-    that were copied undecoded are not counted. Raises CorruptShardError for a mask that does not decode.
+    Borders are looked at in SAMPLED_MASKS masks, spread over the split; so are areas where masks were copied, whose
+    areas the sample table does not have. Raises CorruptShardError for a mask that does not decode.
     """
-    counted = np.flatnonzero(split.table["foreground"] != format.UNCOUNTED)
-    if not len(counted):
+    if not len(split):
         return []
-    rows = split.table[counted]
-    area = rows["height"].astype(np.int64) * rows["width"] if split.size is None else split.size**2
+    sampled = np.linspace(0, len(split) - 1, min(SAMPLED_MASKS, len(split))).astype(int)
+    kinds = Counter(kind_of_mask(split.mask(index)) for index in sampled.tolist())
+    rows, total = split.table, len(split)
+    if (rows["foreground"] == format.UNCOUNTED).any():
+        empty, full, total = kinds["empty"], kinds["full"], len(sampled)
+    else:
+        area = rows["height"].astype(np.int64) * rows["width"] if split.size is None else split.size**2
+        empty, full = (int(np.count_nonzero(rows["foreground"] == each)) for each in (0, area))
     warnings: list[str] = []
     if without_lesion(split):
         warnings.append(f"{split.name}: all {len(split)} masks are empty, so a Dice of it is no score")
     else:
-        for name, found in (("empty", rows["foreground"] == 0), ("all lesion", rows["foreground"] == area)):
-            number = int(np.count_nonzero(found))
-            if number >= NEARLY_ALL * len(rows):
-                warnings.append(f"{split.name}: {number} of {len(rows)} masks are {name}; look at them in a preview")
-    sampled = counted[np.linspace(0, len(counted) - 1, min(SAMPLED_MASKS, len(counted))).astype(int)]
-    inverted = sum(kind_of_mask(split.mask(index)) == "inverted" for index in sampled.tolist())
+        for name, number in (("empty", empty), ("all lesion", full)):
+            if number >= NEARLY_ALL * total:
+                warnings.append(f"{split.name}: {number} of {total} masks are {name}; look at them in a preview")
+    inverted = kinds["inverted"]
     if 2 * inverted > len(sampled):
         warnings.append(
             f"{split.name}: lesion covers most of the border in {inverted} of {len(sampled)} masks looked at; "

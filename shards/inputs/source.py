@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from shards.errors import SourceError
-from shards.inputs.headers import HEAD, TAIL
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 MAX_FILE_BYTES = 1 << 29  # of one image or mask, unpacked
@@ -94,14 +93,6 @@ class FolderSource:
         # Without pathlib and a buffer, which cost a tenth of the time that it takes to copy a pair.
         with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
             return file.read()
-
-    def read_ends(self, name: str) -> bytes:
-        """Read the head and the tail of a file (`headers.ends_of`), but not what lies between. Raises OSError."""
-        with open(f"{self.location}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
-            size = os.fstat(file.fileno()).st_size
-            if size <= HEAD + TAIL:
-                return file.read()
-            return os.pread(file.fileno(), HEAD, 0) + os.pread(file.fileno(), TAIL, size - TAIL)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

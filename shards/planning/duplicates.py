@@ -5,8 +5,8 @@ transform (pHash). Two images are near-duplicates when at most `MAX_DISTANCE` of
 16 words of 16 bits is the same in both; the latter keeps a set of a million from comparing all with all. The hash
 hardly changes with colour balance, compression and resolution; it does with rotation, mirroring and cropping.
 
-An image that is copied (--size original) is not decoded; `bytes_hash` replaces its perceptual hash, and only an image
-with the same bytes is its duplicate. The bytes are compared where size and ends are the same.
+Of an image that is copied (--size original), `bytes_hash` replaces the perceptual hash, and only an image with the
+same bytes is its duplicate. The bytes are compared where size and ends are the same.
 
 Among the 2,594 training images of ISIC 2018 it finds 19 pairs, each one photograph twice, most of them recoloured; no
 two others are near by mistake (the nearest two of different lesions that share a word are 50 bits apart).

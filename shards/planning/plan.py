@@ -28,7 +28,7 @@ class BuildOptions:
     """Options that, with the inputs, decide the bytes of a shard set. Raises UsageError."""
 
     size: int | None = 512
-    """Side of the square images in pixels; None copies the originals, undecoded where their headers allow it."""
+    """Side of the square images in pixels; None copies the originals, those that every reader can read as they are."""
     fit: ResizeMode = "stretch"
     """Resize mode (`shards.geometry`): stretch, pad or crop."""
     split: str = "train=0.8,val=0.1,test=0.1"

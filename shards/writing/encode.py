@@ -1,7 +1,7 @@
 """Encode one pair into a sample: decode, check, resize, compress, and hash the image.
 
-With `--size original` a pair is copied instead, if it can be: its headers are checked, and nothing is decoded. A pair
-in folders is only probed; its bytes are copied when its shard is written (`DeferredCopy`).
+With `--size original` a pair is copied instead, if it can be: it is decoded as a check only. The bytes of a pair in
+folders are copied when its shard is written (`DeferredCopy`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from isal import isal_zlib
 
 from shards import codecs, format
 from shards.geometry import ResizePlan
-from shards.inputs.decode import BadPairError, RawPair, load_pair, probe_raw_pair, read_raw_pair
+from shards.inputs.decode import BadPairError, load_pair, read_input, read_raw_pair
 from shards.inputs.headers import ends_of
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import FolderSource, Source
@@ -31,6 +32,8 @@ class Sample:
     """Height and width of the original in pixels."""
     foreground: int
     """Number of mask pixels that are 1, or `format.UNCOUNTED`."""
+    has_lesion: bool
+    """The mask is not empty."""
     flags: list[str]
     hash: bytes
     """Hash of the image, 32 bytes (`shards.planning.duplicates`)."""
@@ -38,13 +41,17 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class DeferredCopy:
-    """A pair not read in full yet: its bytes are copied from the source when its shard is written."""
+    """A checked pair whose bytes are copied from its sources when its shard is written."""
 
     key: str
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     hash: bytes
     """Hash of the image's size and ends, 32 bytes (`shards.planning.duplicates.bytes_hash`)."""
+    crcs: list[int]
+    """CRC-32 of the image's and the mask's bytes."""
+    has_lesion: bool
+    """The mask is not empty."""
 
 
 def encode(
@@ -56,7 +63,7 @@ def encode(
     """
     try:
         if options.size is None:
-            copy = _copy_undecoded(pair, group, sources, keep_original=keep_original)
+            copy = _copy(pair, group, sources, keep_original=keep_original)
             if copy is not None:
                 return copy
         decoded = load_pair(pair, sources, options.fit, options.size)
@@ -77,53 +84,50 @@ def encode(
         members=members,
         original=plan.original,
         foreground=int(mask.sum()),
+        has_lesion=bool(mask.any()),
         flags=decoded.flags,
         hash=perceptual_hash(content),
     )
 
 
 def copy_deferred(
-    pair: Pair, group: str, size: tuple[int, int], sources: list[Source], *, keep_original: bool
+    pair: Pair, group: str, size: tuple[int, int], crcs: list[int], sources: list[Source], *, keep_original: bool
 ) -> list[bytes] | None:
     """Read the members of a pair whose copy was deferred; `size` is its (height, width) in pixels.
 
-    None when one of its files has another size now, in bytes or pixels, or cannot be copied. Raises BadPairError.
+    None when one of its files does not have the CRC-32 that was checked. Raises BadPairError.
     """
-    raw = read_raw_pair(pair, sources)
-    if raw is None or raw.resize_plan.original != size:
+    jpeg, png = read_input(pair.image, sources), read_input(pair.mask, sources)
+    if [isal_zlib.crc32(jpeg), isal_zlib.crc32(png)] != crcs:
         return None
-    if (len(raw.jpeg), len(raw.png)) != (pair.image.size, pair.mask.size):
-        return None
-    return _raw_members(pair, group, raw, keep_original=keep_original)
+    plan = ResizePlan.of("original", *size, None)
+    return _raw_members(pair, group, jpeg, png, plan, keep_original=keep_original)
 
 
-def _copy_undecoded(
-    pair: Pair, group: str, sources: list[Source], *, keep_original: bool
-) -> Sample | DeferredCopy | None:
-    """Copy a pair, or from folders defer its copy; None when it has to be decoded. Raises BadPairError."""
-    images, masks = (sources[file.source] for file in (pair.image, pair.mask))
-    if isinstance(images, FolderSource) and isinstance(masks, FolderSource):
-        probed = probe_raw_pair(pair, images, sources)
-        if probed is None:
-            return None
-        plan, ends = probed
-        return DeferredCopy(key=pair.key, original=plan.original, hash=bytes_hash(pair.image.size, ends))
+def _copy(pair: Pair, group: str, sources: list[Source], *, keep_original: bool) -> Sample | DeferredCopy | None:
+    """Copy a pair, or from folders defer its copy; None when it has to be converted. Raises BadPairError."""
     raw = read_raw_pair(pair, sources)
     if raw is None:
         return None
+    original, hash = raw.resize_plan.original, bytes_hash(len(raw.jpeg), ends_of(raw.jpeg))
+    if all(isinstance(sources[file.source], FolderSource) for file in (pair.image, pair.mask)):
+        crcs = [isal_zlib.crc32(raw.jpeg), isal_zlib.crc32(raw.png)]
+        return DeferredCopy(key=pair.key, original=original, hash=hash, crcs=crcs, has_lesion=raw.has_lesion)
     return Sample(
         key=pair.key,
-        members=_raw_members(pair, group, raw, keep_original=keep_original),
-        original=raw.resize_plan.original,
+        members=_raw_members(pair, group, raw.jpeg, raw.png, raw.resize_plan, keep_original=keep_original),
+        original=original,
         foreground=format.UNCOUNTED,
+        has_lesion=raw.has_lesion,
         flags=[format.COPIED],
-        hash=bytes_hash(len(raw.jpeg), ends_of(raw.jpeg)),
+        hash=hash,
     )
 
 
-def _raw_members(pair: Pair, group: str, raw: RawPair, *, keep_original: bool) -> list[bytes]:
-    metadata = _metadata(pair, group, raw.resize_plan, [format.COPIED])
-    return [raw.jpeg, metadata, raw.png, raw.png if keep_original else b""]
+def _raw_members(
+    pair: Pair, group: str, jpeg: bytes, png: bytes, plan: ResizePlan, *, keep_original: bool
+) -> list[bytes]:
+    return [jpeg, _metadata(pair, group, plan, [format.COPIED]), png, png if keep_original else b""]
 
 
 def _metadata(pair: Pair, group: str, plan: ResizePlan, flags: list[str]) -> bytes:

@@ -12,6 +12,9 @@ from shards.inputs.match import Rejected
 from shards.planning.plan import PlannedShard
 from shards.writing.target import WORK
 
+RECORDS_VERSION = 2
+"""A build that another version of the records has begun cannot be resumed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StagedSample:
@@ -23,11 +26,13 @@ class StagedSample:
     sizes: list[int]
     """Sizes in bytes of the members, as in the sample table; empty when the copy is deferred."""
     crcs: list[int]
-    """CRC-32 of the members, as in the sample table; empty when the copy is deferred."""
+    """CRC-32 of the members, as in the sample table; of image and mask when the copy is deferred."""
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     foreground: int
     """Number of mask pixels that are 1, or `format.UNCOUNTED`."""
+    has_lesion: bool
+    """The mask is not empty."""
     flags: list[str]
     hash: str
     """Hash of the image, in hexadecimal digits."""

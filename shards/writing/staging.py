@@ -120,6 +120,7 @@ def _staged(sample: Sample, offset: int) -> StagedSample:
         crcs=crcs,
         original=sample.original,
         foreground=sample.foreground,
+        has_lesion=sample.has_lesion,
         flags=sample.flags,
         hash=sample.hash.hex(),
     )
@@ -130,9 +131,10 @@ def _deferred(copy: DeferredCopy) -> StagedSample:
         key=copy.key,
         offset=None,
         sizes=[],
-        crcs=[],
+        crcs=copy.crcs,
         original=copy.original,
         foreground=format.UNCOUNTED,
+        has_lesion=copy.has_lesion,
         flags=[format.COPIED],
         hash=copy.hash.hex(),
     )
@@ -156,7 +158,7 @@ def _copy_members(
 ) -> list[bytes]:
     """Copy the members of a pair from its sources. Raises ToolkitError when its files have changed."""
     try:
-        members = copy_deferred(pair, group, sample.original, sources, keep_original=keep_original)
+        members = copy_deferred(pair, group, sample.original, sample.crcs, sources, keep_original=keep_original)
     except BadPairError:
         members = None
     if members is None:

@@ -67,3 +67,10 @@ def test_a_set_without_any_lesion_is_built_only_on_request(tmp_path, capsys):
     words = ("build", "--images", folder, "--masks", folder, "--out", tmp_path / "set", "--split", "train=1")
     assert run(*words, "--size", "32", "--allow-empty-masks") == 0
     assert "warning: train: all 3 masks are empty" in capsys.readouterr().err
+
+
+def test_masks_that_were_copied_are_sampled(tmp_path):
+    folder = pictures(tmp_path / "pictures", [np.zeros_like(disc())] * 19 + [disc()])
+    build(str(folder), str(folder), tmp_path / "set", BuildOptions(size=None, split="train=1"), workers=1)
+    (warning,) = mask_warnings(ShardSet.open(tmp_path / "set").split("train"))
+    assert warning.startswith("train: 19 of 20 masks are empty")

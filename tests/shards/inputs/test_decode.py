@@ -1,4 +1,4 @@
-"""Decoding: every mode of image and mask, EXIF orientation, damaged files, and pairs copied undecoded."""
+"""Decoding: every mode of image and mask, EXIF orientation, damaged files, and pairs that are copied."""
 
 from __future__ import annotations
 

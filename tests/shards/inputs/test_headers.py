@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from shards.inputs.headers import HEAD, TAIL, ends_of, plain_jpeg, plain_png
-from shards.inputs.source import FolderSource
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
 
@@ -72,13 +71,6 @@ def test_a_plain_png_has_its_size_and_one_with_a_flipped_bit_has_none(mode: str)
     png[png.index(b"IDAT") + 9] ^= 1
     assert plain_png(bytes(png)) is None
     assert plain_png(saved(RGB.convert("P"), "PNG")) is None
-
-
-@pytest.mark.parametrize("size", [0, 5, HEAD + TAIL, HEAD + TAIL + 1, 3 * HEAD])
-def test_a_folder_reads_the_ends_of_a_file_alone(tmp_path: Path, size: int):
-    data = np.random.default_rng(size).bytes(size)
-    (tmp_path / "a.jpg").write_bytes(data)
-    assert FolderSource(str(tmp_path)).read_ends("a.jpg") == ends_of(data)
 
 
 def test_the_real_photographs_are_plain(real_data: Path):

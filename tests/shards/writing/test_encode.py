@@ -1,4 +1,4 @@
-"""Encode one pair; and sets with --size original, whose pairs are copied undecoded where their headers allow it."""
+"""Encode one pair; and sets with --size original, whose pairs are copied where every reader can read them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from shards import codecs, format
 from shards.build import build
 from shards.console import print_build, print_info
+from shards.errors import SourceError
 from shards.geometry import ResizePlan
 from shards.inputs.headers import HEAD, TAIL
 from shards.inputs.match import BadInputError, Rejected, pair_files
@@ -83,7 +84,10 @@ def test_a_copy_is_deferred_from_a_folder_and_made_at_once_from_an_archive(folde
 
 def test_every_byte_of_image_and_mask_is_the_sources(folder: Path, capsys: pytest.CaptureFixture[str]):
     shard_set = packed(folder)
-    assert "40 samples are flagged copied\nnothing copied was decoded: only equal bytes" in capsys.readouterr().out
+    assert (
+        "40 samples are flagged copied\nof copied samples, only equal bytes count as duplicates"
+        in capsys.readouterr().out
+    )
     for name in ("train", "val"):
         split = shard_set.split(name)
         assert set(split.table["foreground"]) == {format.UNCOUNTED}
@@ -216,10 +220,29 @@ def test_equal_bytes_stay_in_one_split_and_near_ones_are_not_looked_for(folder: 
     assert any({b"ISIC_8", b"ISIC_9"} <= part for part in keys)
 
 
-def test_a_deep_check_finds_a_copied_mask_of_zeros_and_ones(folder: Path):
-    Image.fromarray((disc() > 0).view(np.uint8)).save(folder / f"{ODD}_segmentation.png")
-    (fault,) = verify(packed(folder).root, deep=True).faults
-    assert fault.endswith(f"{ODD}: its mask has values, but none above 128")
+@pytest.mark.parametrize("value", [1, 128])
+def test_a_copied_mask_is_decided_by_its_values(folder: Path, value: int):
+    labels = disc() // 255 * np.uint8(value)
+    labels[:, :3] = 255  # an ignore rim
+    for mask in (disc() // 255 * np.uint8(value), labels):
+        Image.fromarray(mask).save(folder / f"{ODD}_segmentation.png")
+        with pytest.raises(BadInputError, match=f"first: {ODD}_segmentation.png: mask-values"):
+            packed(folder)
+
+
+def test_a_picture_that_no_jpeg_can_hold_is_rejected(folder: Path):
+    (folder / f"{ODD}.jpg").unlink()
+    Image.new("RGB", (codecs.MAX_JPEG_SIDE + 1, 2)).save(folder / f"{ODD}.png")
+    Image.new("L", (codecs.MAX_JPEG_SIDE + 1, 2), 255).save(folder / f"{ODD}_segmentation.png")
+    with pytest.raises(BadInputError, match=f"first: {ODD}.png: pixel-limit, 65501 × 2 pixels"):
+        packed(folder)
+
+
+def test_a_copied_set_without_any_lesion_is_refused(folder: Path):
+    for path in folder.glob("*_segmentation.png"):
+        Image.fromarray(np.zeros_like(disc())).save(path)
+    with pytest.raises(SourceError, match="all 40 masks are empty"):
+        packed(folder)
 
 
 def test_a_mask_of_8_bits_is_lesion_above_128():

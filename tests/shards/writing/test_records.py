@@ -24,9 +24,10 @@ def staged(key: str, offset: int | None) -> StagedSample:
         key=key,
         offset=offset,
         sizes=members,
-        crcs=members,
+        crcs=members or [1, 2],
         original=(60, 80),
         foreground=format.UNCOUNTED if offset is None else 7,
+        has_lesion=True,
         flags=["copied"] if offset is None else [],
         hash="00" * 32,
     )
