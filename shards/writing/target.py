@@ -21,9 +21,12 @@ from typing import IO, Any, Protocol
 from shards.errors import ToolkitError, UsageError
 from shards.files import atomic_file
 from shards.inputs.source import filesystem_of
+from shards.writing.claim import claimed
 
 WORK = ".build"
 """Work folder in the set: the files that let a build resume after a kill; deleted when the set is complete."""
+CLAIM = f"{WORK}/lock"
+"""File that keeps a second build out."""
 
 
 class Target(Protocol):
@@ -124,7 +127,7 @@ class FolderTarget:
         work = self.root / WORK
         work.mkdir(parents=True, exist_ok=True)
         try:
-            with (work / "lock").open("ab") as file:
+            with (self.root / CLAIM).open("ab") as file:
                 try:
                     # Held by this process alone, unlike flock: a worker that outlives a killed build has no part in it.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,14 +189,13 @@ class FolderTarget:
 
 @dataclass(frozen=True)
 class UrlTarget:
-    """A folder behind an fsspec URL. It cannot be locked: start one build at a time."""
+    """A folder behind an fsspec URL."""
 
     location: str
 
-    @contextmanager
-    def lock(self) -> Generator[None]:
-        """Do nothing: an object store has no locks."""
-        yield
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold a claim of the URL for a block (`shards.writing.claim`). Raises UsageError when another build does."""
+        return claimed(_ClaimOfUrl(self), self.location)
 
     def has_foreign_files(self) -> bool:
         """True if there are files outside of `WORK`."""
@@ -205,12 +207,12 @@ class UrlTarget:
 
     def exists(self, name: str) -> bool:
         """True if there is a file of that name. Raises ToolkitError."""
-        with self._filesystem("read") as (filesystem, root):
+        with self.filesystem("read") as (filesystem, root):
             return filesystem.exists(f"{root}/{name}")
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading. Raises ToolkitError."""
-        with self._filesystem("read") as (filesystem, root):
+        with self.filesystem("read") as (filesystem, root):
             return filesystem.open(f"{root}/{name}", "rb")
 
     @contextmanager
@@ -219,15 +221,14 @@ class UrlTarget:
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
-            with self._filesystem("written") as (filesystem, root):
+            with self.filesystem("written") as (filesystem, root):
                 path = f"{root}/{name}"
-                if not filesystem.async_impl:  # the others are object stores: no folders, and S3 would make a bucket
-                    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+                _make_folder_of(path, filesystem)
                 filesystem.put_file(file.name, path)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete files; missing ones are ignored. Raises ToolkitError."""
-        with self._filesystem("deleted") as (filesystem, root):
+        with self.filesystem("deleted") as (filesystem, root):
             for name in names:
                 path = f"{root}/{name}"
                 if filesystem.exists(path):
@@ -236,20 +237,20 @@ class UrlTarget:
     def clear(self, below: str = "") -> None:
         """Delete all files, or all files below a folder. Raises ToolkitError."""
         names = self._names(below)
-        with self._filesystem("deleted") as (filesystem, root):
+        with self.filesystem("deleted") as (filesystem, root):
             path = f"{root}/{below}".rstrip("/")
             if names:  # file by file: a recursive deletion may take an empty bucket with it
                 filesystem.rm([f"{path}/{name}" for name in names])
 
     def _names(self, below: str) -> list[str]:
-        with self._filesystem("listed") as (filesystem, root):
+        with self.filesystem("listed") as (filesystem, root):
             path = f"{root}/{below}".rstrip("/")
             found: list[str] = filesystem.find(path) if filesystem.exists(path) else []
             return [name[len(path) + 1 :] for name in found]
 
     @contextmanager
-    def _filesystem(self, action: str) -> Generator[tuple[Any, str]]:
-        """The file system and the path in it, for a block; raise each of the stores' many errors as ToolkitError.
+    def filesystem(self, action: str) -> Generator[tuple[Any, str]]:
+        """Open the file system and the path in it, for a block; raise each of its many errors as ToolkitError.
 
         `action` is the participle for the message, as in "cannot be listed".
         """
@@ -262,3 +263,39 @@ class UrlTarget:
             raise ToolkitError(
                 f"{self.location}: cannot be {action} ({reason}); check the URL and your rights"
             ) from error
+
+
+@dataclass(frozen=True)
+class _ClaimOfUrl:
+    """Claim of a build (`shards.writing.claim.Store`): an object in the URL's `WORK`."""
+
+    target: UrlTarget
+
+    def create(self, data: bytes) -> bool:
+        with self.target.filesystem("written") as (filesystem, root):
+            path = f"{root}/{CLAIM}"
+            _make_folder_of(path, filesystem)
+            try:
+                filesystem.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def read(self) -> bytes | None:
+        with self.target.filesystem("read") as (filesystem, root):
+            try:
+                return filesystem.cat_file(f"{root}/{CLAIM}")
+            except FileNotFoundError:
+                return None
+
+    def write(self, data: bytes) -> None:
+        with self.target.filesystem("written") as (filesystem, root):
+            filesystem.pipe_file(f"{root}/{CLAIM}", data)
+
+    def delete(self) -> None:
+        self.target.delete([CLAIM])
+
+
+def _make_folder_of(path: str, filesystem: Any) -> None:
+    if not filesystem.async_impl:  # the others are object stores: no folders, and S3 would make a bucket
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
