@@ -21,9 +21,9 @@ test-browser: .venv/installed-dev
 	@command -v chromium || command -v google-chrome || { echo "no Chromium: apt-get install chromium"; exit 1; }
 	$(PYTEST) tests/browser
 
-# Several hosts as network namespaces, and a SLURM on them: needs root, iproute2, nginx, and Debian's packages slurmctld
-# slurmd slurm-client munge. A test for which one of them is missing is skipped, and says so.
-test-cluster: .venv/installed-dev
+# Several hosts as network namespaces, a SLURM on them, and an S3 server: needs root, iproute2, nginx, and Debian's
+# packages slurmctld slurmd slurm-client munge. A test for which one of them is missing is skipped, and says so.
+test-cluster: .venv/installed-cluster-tests
 	$(BIN)/python -m pytest tests/cluster
 
 # `make test` with the share of lines that the tests run.
@@ -53,6 +53,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-cluster-tests: .venv/installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster-tests]'
 	touch $@
 
 .venv/installed-docs: .venv/installed

@@ -120,22 +120,23 @@ def build(
         if split_table:
             check_groups(split_table, groups)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
-        if target.exists(format.INDEX_NAME):
-            index = Index.parse(read_bytes(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
-            _check_same_build(target, index.built, built)
-            target.clear(WORK)  # of a build that was killed just before its end
-            return BuildResult(location=target.location, index=index, already_complete=True)
-        identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
-        job = Job(target=target, sources=sources, options=options, identity=identity)
-        with connect(scheduler) if scheduler else nullcontext() as cluster, _locked(target, identity):
-            stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
-            index = _build(stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks)
+        index, already_complete = _complete_index(target, built), True
+        if index is None:
+            identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
+            job = Job(target=target, sources=sources, options=options, identity=identity)
+            with connect(scheduler) if scheduler else nullcontext() as cluster, target.lock():
+                index = _complete_index(target, built)  # another build may have ended since
+                if index is None:
+                    already_complete = False
+                    stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
+                    with _begun(target, identity):
+                        index = _build(stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks)
     finally:
         for source in sources:
             source.close()
-    target.clear(WORK)
-    grouped = len(groups) if options.groups else None
-    return BuildResult(location=target.location, index=index, already_complete=False, grouped=grouped)
+    target.clear(WORK)  # here, too, for a build that was killed just before its end
+    grouped = len(groups) if options.groups and not already_complete else None
+    return BuildResult(location=target.location, index=index, already_complete=already_complete, grouped=grouped)
 
 
 def _build(
@@ -194,6 +195,15 @@ def _absolute(locations: Sequence[str]) -> list[str]:
     return [location if "://" in location else str(Path(location).absolute()) for location in locations]
 
 
+def _complete_index(target: Target, built: dict[str, Any]) -> Index | None:
+    """Read the index of a complete set; None where there is none yet. Raises UsageError for that of another build."""
+    if not target.exists(format.INDEX_NAME):
+        return None
+    index = Index.parse(read_bytes(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
+    _check_same_build(target, index.built, built)
+    return index
+
+
 def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
     """Raise UsageError that names the differences between the build in the target and the requested one."""
     names = [name for name in sorted(existing.keys() | requested.keys()) if existing.get(name) != requested.get(name)]
@@ -210,25 +220,24 @@ def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Ma
 
 
 @contextmanager
-def _locked(target: Target, identity: dict[str, Any]) -> Generator[None]:
-    """Start a build or resume it, with a lock on the target during the block.
+def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
+    """Start a build or resume it, for a block. A SourceError in the block deletes all files of the build.
 
-    A SourceError in the block deletes all files of the build. Raises UsageError when the target holds other files.
+    Raises UsageError when the target holds other files.
     """
-    with target.lock():
-        if target.exists(PLAN):
-            _check_same_build(target, json.loads(read_bytes(target, PLAN)), identity)
-        elif target.has_foreign_files():
-            target.clear(WORK)
-            raise UsageError(
-                f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
-            )
-        write_bytes(target, PLAN, format.canonical_json(identity))
-        try:
-            yield
-        except SourceError:
-            target.clear()
-            raise
+    if target.exists(PLAN):
+        _check_same_build(target, json.loads(read_bytes(target, PLAN)), identity)
+    elif target.has_foreign_files():
+        target.clear(WORK)
+        raise UsageError(
+            f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
+        )
+    write_bytes(target, PLAN, format.canonical_json(identity))
+    try:
+        yield
+    except SourceError:
+        target.clear()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ import psutil
 
 from shards.errors import ToolkitError, UsageError
 
-RENEWAL = 5.0
+RENEWAL = 2.0
 """Seconds between two renewals of a claim."""
-STALE = 20.0
+STALE = 15.0
 """Seconds without a renewal after which a claim is taken over."""
 
 
