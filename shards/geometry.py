@@ -91,14 +91,10 @@ class ResizePlan:
         """
         return self.pad_to_square(np.asarray(self.resize_content(picture)))
 
-    def resize_mask(self, mask: np.ndarray | Image.Image) -> np.ndarray:
-        """Resize an original mask to (H, W) uint8 0/1: foreground if at least half of a pixel's area is.
-
-        `mask`: an array of 0 and 1, or a grey picture of 0 and 255.
-        """
-        if isinstance(mask, np.ndarray):
-            mask = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
-        area = self._resized(mask, Image.Resampling.BOX, self.source, self.target)
+    def resize_mask(self, mask: np.ndarray) -> np.ndarray:
+        """Resize an original mask (H, W) uint8, 0 and 1 or 0 and 255, to 0 and 1: foreground if half of the area is."""
+        grey = mask if mask.max() > 1 else mask.astype(np.uint8, copy=False) * np.uint8(255)
+        area = self._resized(Image.fromarray(grey), Image.Resampling.BOX, self.source, self.target)
         return self.pad_to_square((np.asarray(area) > 127).view(np.uint8))
 
     def resize_content(self, picture: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ from shards import codecs
 from shards.errors import ToolkitError
 from shards.geometry import ResizePlan
 from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
+from shards.inputs.grey_png import decode_grey_png
 from shards.inputs.headers import plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.match import Pair, Rejected
@@ -86,8 +87,8 @@ class Decoded:
     """The image, RGB; it may be decoded at a reduced scale."""
     resize_plan: ResizePlan
     """Resizing of the upright original to the square."""
-    mask: Image.Image
-    """The mask at its original resolution, mode L: 255 where the lesion is, else 0."""
+    mask: np.ndarray
+    """The mask at its original resolution, (H, W) uint8: 255 where the lesion is, else 0."""
     flags: list[str]
     """Oddities that are no errors: constant-mask, grey-mask (values between black and white)."""
     jpeg: bytes | None
@@ -104,8 +105,9 @@ def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) ->
     picture, mask_picture = _header(pair.image, data), _header(pair.mask, mask_data)
     with _as_bad_pair(pair.mask):
         _check_jpeg(mask_picture, mask_data)
-        mask, flags = read_mask(mask_picture)
-        mask_tag = _orientation(mask_picture)
+        grey = decode_grey_png(mask_data)
+        mask, flags = read_mask(mask_picture, grey)
+        mask_tag = _orientation(mask_picture) if grey is None else 1
     rgb_jpeg = _is_rgb_jpeg(picture)
     with _as_bad_pair(pair.image):
         image = None if rgb_jpeg else _checked_rgb(picture, data)  # before its EXIF: see `upright_rgb`
@@ -122,7 +124,7 @@ def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) ->
     return Decoded(
         picture=_upright(image, orientation),
         resize_plan=plan,
-        mask=_upright(mask, mask_orientation),
+        mask=mask if mask_orientation == 1 else np.asarray(_upright(Image.fromarray(mask), mask_orientation)),
         flags=flags,
         jpeg=data if rgb_jpeg and orientation == 1 else None,
     )
@@ -159,9 +161,9 @@ def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
     with _as_bad_pair(pair.image):
         decode_jpeg(jpeg, min_size=(1, 1))  # at an eighth, which takes half of the time; damage shows all the same
     with _as_bad_pair(pair.mask):
-        mask, _ = read_mask(_header(pair.mask, png))
+        mask, _ = read_mask(_header(pair.mask, png), decode_grey_png(png))
     plan = ResizePlan.of("original", size[1], size[0], None)
-    return RawPair(jpeg=jpeg, png=png, resize_plan=plan, has_lesion=mask.getextrema() != (0, 0))
+    return RawPair(jpeg=jpeg, png=png, resize_plan=plan, has_lesion=bool(mask.any()))
 
 
 def load_image(file: File, sources: list[Source], mode: str, side: int | None) -> tuple[Image.Image, ResizePlan]:

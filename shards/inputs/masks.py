@@ -36,15 +36,19 @@ class MaskValueError(Exception):
     """Mask whose values can be read in more than one way; the text says why, and what to do."""
 
 
-def read_mask(picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Decode a mask of any mode to mode L, 255 where the lesion is, else 0; and its flags.
+def read_mask(picture: Image.Image, grey: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+    """Decode a mask of any mode to (H, W) uint8, 255 where the lesion is, else 0; and its flags.
 
-    The flags are constant-mask (all lesion or none) and grey-mask (values between black and white). Raises
-    MaskValueError when it is ambiguous, and what Pillow raises for damaged bytes.
+    `grey`: the values (H, W) uint8 of a picture of mode L, where they are decoded already. The flags are constant-mask
+    (all lesion or none) and grey-mask (values between black and white). Raises MaskValueError when it is ambiguous, and
+    what Pillow raises for damaged bytes.
     """
-    if picture.mode == "1":
-        picture = picture.convert("L")
-    values = np.asarray(picture) if picture.mode == "L" else _marks(*_colours_and_alpha(picture))  # (H, W)
+    if grey is not None:
+        values = grey
+    elif picture.mode in ("1", "L"):
+        values = np.asarray(picture.convert("L"))
+    else:
+        values = _marks(*_colours_and_alpha(picture))  # (H, W)
     levels = reduce_to_8_bits(values)
     low, high = int(levels.min()), int(levels.max())
     black_and_white = (levels + np.uint8(1)).max() <= 1  # 255 + 1 is 0
@@ -52,10 +56,10 @@ def read_mask(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     if values is not levels or not black_and_white:  # else there are no other values
         _check_values(values, levels, lossy=picture.format == "JPEG")
     if black_and_white:
-        return (picture if picture.mode == "L" else Image.fromarray(levels)), flags
+        return levels, flags
     if np.count_nonzero(np.bincount(levels.ravel())) > 2:
         flags.append("grey-mask")
-    return Image.fromarray((levels > FOREGROUND) * np.uint8(255)), flags
+    return (levels > FOREGROUND) * np.uint8(255), flags
 
 
 def kind_of_mask(mask: np.ndarray) -> MaskKind:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 from shards.errors import ToolkitError
+from shards.parallel.malloc import retain_freed_memory
 
 LOOKAHEAD = 8  # parts per process that are submitted before their turn; bounds the results held in memory
 POLL_SECONDS = 0.2  # between two reports while a result is awaited
@@ -120,6 +121,7 @@ _worker: tuple[Any, Any] | None = None  # (shared, counter), set once in each wo
 def _init_worker(shared: Any, counter: Any) -> None:
     """Initialise a worker process: Ctrl-C is the parent's to handle, and the worker exits with its parent."""
     global _worker
+    retain_freed_memory()
     _worker = (shared, counter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

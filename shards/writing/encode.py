@@ -77,7 +77,7 @@ def encode(
         jpeg or codecs.encode_image(plan.pad_to_square(np.asarray(content))),
         _metadata(pair, group, plan, decoded.flags),
         codecs.encode_mask(mask),
-        codecs.encode_mask(np.asarray(decoded.mask)) if keep_original else b"",
+        codecs.encode_mask(decoded.mask) if keep_original else b"",
     ]
     return Sample(
         key=pair.key,

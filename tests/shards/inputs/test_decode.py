@@ -66,7 +66,7 @@ def test_a_mask_of_any_mode_becomes_the_same_zeros_and_ones(folder: Path, kind: 
         picture = picture.convert(kind)
     picture.save(folder / name)
     decoded = loaded(folder, mask=name)
-    np.testing.assert_array_equal(np.asarray(decoded.mask), MASK)
+    np.testing.assert_array_equal(decoded.mask, MASK)
     assert decoded.flags == []
 
 
@@ -94,8 +94,8 @@ def test_image_and_mask_end_the_same_way_round(folder: Path, orientation: int, d
         return
     decoded = loaded(folder, "A.jpg")
     assert decoded.resize_plan.original == (80, 60)
-    np.testing.assert_array_equal(np.asarray(decoded.mask), np.asarray(upright))
-    assert ((np.asarray(decoded.picture)[..., 0] > 128) == (np.asarray(decoded.mask) > 128)).mean() > 0.99
+    np.testing.assert_array_equal(decoded.mask, np.asarray(upright))
+    assert ((np.asarray(decoded.picture)[..., 0] > 128) == (decoded.mask > 128)).mean() > 0.99
     assert decoded.jpeg is None  # its bytes lie on their side
 
 
@@ -181,7 +181,7 @@ def test_odd_masks_are_flagged_and_kept(folder: Path):
     Image.fromarray(grey).save(folder / "A_segmentation.png")
     decoded = loaded(folder)
     assert decoded.flags == ["grey-mask"]
-    assert np.asarray(decoded.mask)[0, :2].tolist() == [0, 255]
+    assert decoded.mask[0, :2].tolist() == [0, 255]
 
 
 def psnr(image: np.ndarray, expected: np.ndarray) -> float:
