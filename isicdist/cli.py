@@ -110,13 +110,18 @@ def crossval(
 def evaluate(
     *,
     data: str,
-    checkpoint: Path,
+    checkpoint: Path | None = None,
+    ensemble: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())] = None,
     split: str | None = None,
     fold: str | None = None,
     metadata: str | None = None,
     tta: Tta = "off",
+    exclude: Path | None = None,
+    out: Path | None = None,
 ) -> None:
     """Score the best model of a run on a split, exactly, on as many processes as `accelerate launch` starts.
+
+    An ensemble is compared with each of its models by the paired bootstrap.
 
     Parameters
     ----------
@@ -124,6 +129,8 @@ def evaluate(
         The shard set: a folder or an fsspec URL.
     checkpoint
         The run, or its `best` folder.
+    ensemble
+        Several of them, or the folder of a cross-validation, instead of --checkpoint: their probabilities are averaged.
     split
         The split to score; by default test.
     fold
@@ -132,7 +139,12 @@ def evaluate(
         FILE.csv:COLUMN, as metadata.csv:sex; the images of each value are scored as a subgroup, too.
     tta
         Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
+    exclude
+        FILE.csv with the column id, as of isicdist audit: add the scores without the images of the verdict wrong.
+    out
+        The folder for the scores, instead of RUN/evaluation/SPLIT.
     """
+    models = _models(checkpoint, ensemble)
     from rich.console import Console
 
     from isicdist.evaluate import evaluate as command
@@ -141,7 +153,7 @@ def evaluate(
     if split and fold:
         raise UsageError("--split and --fold: give one of the two; a fold is a part of train and val")
     held_out = Fold.parse(fold) if fold else None
-    result = command(checkpoint, data, split or "test", fold=held_out, metadata=metadata, tta=tta)
+    result = command(models, data, split or "test", fold=held_out, metadata=metadata, tta=tta, exclude=exclude, out=out)
     if result is None:  # a process that is not the main one
         return
     results, out = result
@@ -174,7 +186,8 @@ def predict(
     checkpoint
         The run, or its `best` folder.
     ensemble
-        Several of them, instead of --checkpoint: their probabilities are averaged, and their thresholds.
+        Several of them, or the folder of a cross-validation, instead of --checkpoint: their probabilities are averaged,
+        and their thresholds.
     tta
         Average over the mirrored copies of each image (flips) or over all 8 symmetries of the square (d4).
     probabilities
@@ -184,9 +197,7 @@ def predict(
     submission
         Pack the masks into this .zip file, as ISIC 2018 Task 1 wants them.
     """
-    models = [checkpoint] if checkpoint else ensemble
-    if not models or (checkpoint and ensemble):
-        raise UsageError("give --checkpoint RUN, or --ensemble RUN1 RUN2 ... in its place")
+    models = _models(checkpoint, ensemble)
     from isicdist.predict import describe_ignored
     from isicdist.predict import predict as command
 
@@ -203,7 +214,13 @@ def predict(
 
 
 @app.command
-def export(run: Path, *, out: Path, format: Literal["onnx"] = "onnx") -> None:
+def export(
+    run: Path | None = None,
+    *,
+    ensemble: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())] = None,
+    out: Path,
+    format: Literal["onnx"] = "onnx",
+) -> None:
     """Write the best model of a run for programs without torch, and compare the two on generated images.
 
     Its input is uint8 RGB images (batch, 3, size, size), fitted as in training; its output lesion probabilities.
@@ -212,14 +229,17 @@ def export(run: Path, *, out: Path, format: Literal["onnx"] = "onnx") -> None:
     ----------
     run
         The run, or its `best` folder.
+    ensemble
+        Several of them, or the folder of a cross-validation, instead: the model gives the mean of their probabilities.
     out
         The file to write, as model.onnx.
     format
         The kind of file.
     """
+    models = _models(run, ensemble, "RUN")
     from isicdist.export import export_onnx
 
-    same = export_onnx(run, out)
+    same = export_onnx(models, out)
     print(f"written to {out}")
     print(
         f"onnxruntime against torch on {same.images} images: probabilities within {same.max_difference:.1e}, "
@@ -320,6 +340,14 @@ def demo(*, out: Path = Path("demo"), samples: int = 240) -> None:
     from isicdist.demo import demo as command
 
     command(out, samples)
+
+
+def _models(run: Path | None, ensemble: list[Path] | None, flag: str = "--checkpoint RUN") -> list[Path]:
+    """Give the runs of the models to use. Raises UsageError unless one of the two is given."""
+    models = [run] if run else ensemble
+    if not models or (run and ensemble):
+        raise UsageError(f"give {flag}, or --ensemble RUN1 RUN2 ... in its place")
+    return models
 
 
 def _join_switches(words: list[str]) -> list[str]:

@@ -58,6 +58,12 @@ class Fold:
         _require(1 <= number <= count >= 2, "fold", text, "write K/N with K from 1 to N and at least 2 folds, as 2/5")
         return cls(number=number, count=count)
 
+    @classmethod
+    def of_split(cls, name: str) -> Self | None:
+        """Read the `name` of held-out images, as fold_2_of_5; None for the name of another split."""
+        match = re.fullmatch(r"fold_([0-9]{1,4})_of_([0-9]{1,4})", name)
+        return cls.parse("/".join(match.groups())) if match else None
+
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
@@ -65,6 +71,16 @@ class Fold:
     def name(self) -> str:
         """Name of the held-out images as a split, also of a folder: fold_2_of_5."""
         return f"fold_{self.number}_of_{self.count}"
+
+    @property
+    def all(self) -> list[Self]:
+        """All folds of the cross-validation, in order."""
+        return [dataclasses.replace(self, number=number) for number in range(1, self.count + 1)]
+
+    @property
+    def run_name(self) -> str:
+        """Name of its run in the folder of a cross-validation: fold-2."""
+        return f"fold-{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)

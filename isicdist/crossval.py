@@ -81,7 +81,7 @@ def commands(data: str, runs: Path, fold: Fold, flags: Sequence[str], config_fil
 
 def run_of(runs: Path, fold: Fold) -> Path:
     """Locate the run of a fold."""
-    return runs / f"fold-{fold.number}"
+    return runs / fold.run_name
 
 
 def print_commands(data: str, runs: Path, count: int, flags: Sequence[str], config_file: Path | None) -> None:

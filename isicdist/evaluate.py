@@ -26,12 +26,12 @@ from isicdist.errors import CheckpointError, StoppedError
 from isicdist.metrics.dice import DEFAULT_THRESHOLD, SCORE_NAMES, DiceReduction, DiceSummary, per_image_scores
 from isicdist.metrics.examples import EXAMPLES_FOLDER, Example, select_examples, write_examples
 from isicdist.metrics.original import OriginalReduction, has_originals
-from isicdist.metrics.results import Results, Subgroups, ThresholdScores
+from isicdist.metrics.results import Exclusions, Results, Subgroups, ThresholdScores
 from isicdist.metrics.thresholds import ThresholdCurve, ThresholdReduction
 from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
+from isicdist.network.ensemble import load_ensemble
 from isicdist.network.normalise import normalise, to_unit
-from isicdist.network.segmenter import load_model
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker
 from shards import format
 from shards.errors import ShardSetError, UsageError
@@ -132,67 +132,92 @@ def predict_probs(network: nn.Module, images: Tensor) -> Tensor:
 
 @raise_on_lost_rank()
 def evaluate(
-    checkpoint: Path,
+    checkpoint: Path | Sequence[Path],
     data: str,
     split_name: str,
     *,
     fold: Fold | None = None,
     metadata: str | None = None,
     tta: Tta = "off",
+    exclude: Path | None = None,
+    out: Path | None = None,
 ) -> tuple[Results, Path] | None:
     """Score RUN/best on a split, or on the held-out images of a fold, and write RUN/evaluation/<split>/.
 
     Returns the results and that folder; None on all ranks but the main one. Scores are computed at 0.5 and at the
     model's own threshold, at the network's resolution and, where the split carries the original masks, at the original
-    one; the dashboards of the run show them, too. `metadata`: FILE.csv:COLUMN; the images of each value are scored as
-    a subgroup, too. `tta`: test-time augmentation that the probabilities are averaged over.
+    one; the dashboards of the run show them, too.
+    `checkpoint`: a run or, for an ensemble, several, or the folder of a cross-validation (`load_ensemble`); then each
+    model is scored alone, too. `metadata`: FILE.csv:COLUMN; the images of each value are scored as a subgroup, too.
+    `tta`: test-time augmentation that the probabilities are averaged over. `exclude`: a table of `shards.exclusions`;
+    the scores without its images are added. `out`: the folder to write instead, needed for several runs.
     Raises CheckpointError for a model that is missing, damaged, trained on another size or that outputs NaN,
     ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for another mistake of the user.
     """
+    runs = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint)
+    if out is None and len(runs) > 1:
+        raise UsageError("--ensemble of several runs: give --out, the folder for the scores")
     accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
-    model = load_model(checkpoint)
-    _check_unseen(model.metadata, fold.name if fold else split_name, checkpoint)
-    split = _open_split(data, split_name, fold, model.input_spec.size, checkpoint)
+    ensemble = load_ensemble(runs)
+    for name, member in zip(ensemble.names, ensemble.members, strict=True):
+        _check_unseen(member.metadata, fold.name if fold else split_name, name)
+    label = ", ".join(map(str, runs))
+    split = _open_split(data, split_name, fold, ensemble.input_spec.size, label)
     subgroups = Subgroups.read(metadata, split) if metadata else None
-    model.network = accelerator.prepare_model(model.network, evaluation_mode=True)
-    predictor = functools.partial(model, tta=tta)
-    thresholds, workers = (DEFAULT_THRESHOLD, model.threshold), launch.worker_threads()
-    tuned = DiceReduction(expected=len(split), threshold=model.threshold)
+    exclusions = Exclusions.read(exclude, split) if exclude else None
+    ensemble.prepare(accelerator)
+    predictor = functools.partial(ensemble, tta=tta)
+    thresholds, workers = (DEFAULT_THRESHOLD, ensemble.threshold), launch.worker_threads()
+    tuned = DiceReduction(expected=len(split), threshold=ensemble.threshold)
     curve = ThresholdReduction(accelerator.device)
+    passes = 1 + (len(ensemble.members) if len(ensemble.members) > 1 else 0)
     with ExitStack() as opened:
         bar = opened.enter_context(Progress(disable=not (accelerator.is_main_process and sys.stdout.isatty())))
-        task = bar.add_task(f"evaluate {split_name}", total=len(split))
+        task = bar.add_task(f"evaluate {split_name}", total=passes * len(split))
         original = None
         if has_originals(split):
             original = opened.enter_context(OriginalReduction(split, thresholds=thresholds, workers=workers))
         metrics = [tuned, curve, original] if original else [tuned, curve]
 
-        def progress(done: int) -> None:
-            bar.update(task, completed=done)
+        def score_pass(predictor: Predictor, number: int, metrics: Sequence[Metric] = ()) -> DiceSummary:
+            return score(
+                predictor,
+                split,
+                accelerator,
+                workers=workers,
+                progress=lambda done: bar.update(task, completed=number * len(split) + done),
+                metrics=metrics,
+            )
 
-        network = score(predictor, split, accelerator, workers=workers, progress=progress, metrics=metrics)
+        network = score_pass(predictor, 0, metrics)
         original_default, original_tuned = original.reduce(accelerator) if original else (None, None)
         results = Results(
             split=split,
-            step=model.metadata.step,
+            step=max(member.metadata.step for member in ensemble.members),
             tta=tta,
             at_default=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=original_default),
             at_tuned=ThresholdScores(
-                threshold=model.threshold, network=tuned.reduce(accelerator), original=original_tuned
+                threshold=ensemble.threshold, network=tuned.reduce(accelerator), original=original_tuned
             ),
             curve=curve.reduce(accelerator),
             subgroups=subgroups,
+            members={
+                name: score_pass(functools.partial(member, tta=tta), number)
+                for number, (name, member) in enumerate(zip(ensemble.names, ensemble.members, strict=True), start=1)
+                if passes > 1
+            },
+            exclusions=exclusions,
         )
     accelerator.end_training()  # a process that ends with its group still up may abort
     if results.curve.undefined:
         raise CheckpointError(
-            f"{checkpoint}: {results.curve.undefined} pixels of split {split_name} get no probability (NaN): "
+            f"{label}: {results.curve.undefined} pixels of split {split_name} get no probability (NaN): "
             "the network overflows; launch with --mixed_precision no or bf16, or train again"
         )
     if not accelerator.is_main_process:
         return None
-    run = checkpoint.parent if checkpoint.name == "best" else checkpoint  # the next best model replaces RUN/best
-    out = run / "evaluation" / split.name
+    run = runs[0].parent if runs[0].name == "best" else runs[0]  # the next best model replaces RUN/best
+    out = out or run / "evaluation" / split.name
     results.write(out)
     for line in mask_warnings(split):
         print(f"warning: {line}", file=sys.stderr)
@@ -201,7 +226,8 @@ def evaluate(
     from isicdist.metrics.figures import draw_examples
 
     draw_examples(examples, out / "examples.png")
-    _log_to_dashboards(run, results, examples)
+    if not results.members:
+        _log_to_dashboards(run, results, examples)
     return results, out
 
 
@@ -220,7 +246,7 @@ def _log_to_dashboards(run: Path, results: Results, examples: Sequence[Example])
         tracker.log_evaluation(metrics, lambda: details)
 
 
-def _check_unseen(model: ModelMetadata, split: str, checkpoint: Path) -> None:
+def _check_unseen(model: ModelMetadata, split: str, checkpoint: str) -> None:
     """Raise UsageError for a held-out score on images that the model was trained on."""
     validated = model.score.split
     if split == validated or (split not in POOLED_SPLITS and not split.startswith("fold_")):
@@ -235,7 +261,7 @@ def _check_unseen(model: ModelMetadata, split: str, checkpoint: Path) -> None:
         )
 
 
-def _open_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: Path) -> Split:
+def _open_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: str) -> Split:
     """Open a split that can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
     shards = ShardSet.open(data)
     split = open_fold(shards, fold)[1] if fold else shards.split(name)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from isicdist.data import synthetic
 from isicdist.errors import CheckpointError
-from isicdist.network.segmenter import Segmenter, load_model
+from isicdist.network.ensemble import Ensemble, load_ensemble
 from shards.errors import UsageError
 from shards.files import atomic_file
 
@@ -41,19 +42,21 @@ class Comparison:
     """Pixels whose mask differs at the model's threshold."""
 
 
-def export_onnx(checkpoint: Path, out: Path) -> Comparison:
-    """Export the best model of a run to ONNX, and check that onnxruntime gives the same masks.
+def export_onnx(checkpoint: Path | Sequence[Path], out: Path) -> Comparison:
+    """Export the best model of a run, or an ensemble, to ONNX, and check that onnxruntime gives the same masks.
 
+    `checkpoint`: what `isicdist evaluate` takes. The models of an ensemble take one input; their mean is in the graph.
     Input `images`: uint8 (batch, 3, size, size), RGB, resized as in training; the normalisation is part of the graph.
     Output `probabilities`: float32 (batch, 1, size, size) in [0, 1]. The batch size is dynamic. The file's metadata
-    has the model's as JSON under `isicdist`: size, fit, threshold and the rest of `ModelMetadata`.
+    has the model's as JSON under `isicdist`: size, fit, threshold and the rest of `ModelMetadata`, which an ensemble
+    has for each of its `members`.
     Raises UsageError without the packages, CheckpointError for a model that cannot be loaded, and where the two
     differ; then no file is written.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"the export needs {', '.join(missing)}: pip install 'isicdist[export]'")
-    model = load_model(checkpoint)
+    model = load_ensemble([checkpoint] if isinstance(checkpoint, Path) else checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as temporary:
         _convert(model, temporary)
@@ -67,7 +70,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Comparison:
     return comparison
 
 
-def _convert(model: Segmenter, path: Path) -> None:
+def _convert(model: Ensemble, path: Path) -> None:
     """Write `model` as ONNX, with its metadata."""
     model = copy.deepcopy(model)
     _stage_norms(model)
@@ -86,7 +89,7 @@ def _convert(model: Segmenter, path: Path) -> None:
             verbose=False,
         )
     assert program is not None  # only the old exporter returns None
-    program.model.metadata_props["isicdist"] = json.dumps(model.metadata.to_json())
+    program.model.metadata_props["isicdist"] = json.dumps(model.to_json())
     program.save(path)
 
 
@@ -122,7 +125,7 @@ def _stage_norms(module: nn.Module) -> None:
             _stage_norms(child)
 
 
-def _compare(model: Segmenter, path: Path) -> Comparison:
+def _compare(model: Ensemble, path: Path) -> Comparison:
     """Run the ONNX file and `model` on the same synthetic photographs."""
     import onnxruntime
 
@@ -139,7 +142,7 @@ def _compare(model: Segmenter, path: Path) -> Comparison:
     )
 
 
-def _photograph(model: Segmenter, index: int) -> np.ndarray:
+def _photograph(model: Ensemble, index: int) -> np.ndarray:
     """Draw a synthetic photograph, resized to the model's input: (3, H, W) uint8."""
     pixels, _ = synthetic.photograph(0, index)
-    return model.resize_plan(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)
+    return model.input_spec.resize_plan(*pixels.shape[:2]).resize_image(Image.fromarray(pixels)).transpose(2, 0, 1)

@@ -22,7 +22,8 @@ from isicdist.config import Tta
 from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
 from isicdist.network.cpu_precision import faster_cpu_precision
-from isicdist.network.segmenter import Ensemble, InputSpec, load_model
+from isicdist.network.ensemble import Ensemble, load_ensemble
+from isicdist.network.segmenter import InputSpec
 from isicdist.network.unet import SIZE_DIVISOR
 from isicdist.outputs import FOLDERS, Outputs, check_ids, write_submission
 from shards.errors import SourceError, UsageError
@@ -85,7 +86,7 @@ def predict(
     masks made with other settings or by other means; CheckpointError for a model that is missing or damaged.
     """
     accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
-    ensemble = Ensemble([load_model(checkpoint) for checkpoint in checkpoints])
+    ensemble = load_ensemble(checkpoints)
     outputs = Outputs(folder=out, probabilities=probabilities, overlay=overlay)
     sources, found = open_sources([images])
     files, unsupported, ignored = images_only(_without_outputs(out, images, found))

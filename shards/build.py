@@ -18,8 +18,9 @@ import numpy as np
 
 from shards import format
 from shards.errors import SourceError, UsageError
+from shards.exclusions import read_excluded
 from shards.format import Index
-from shards.inputs.match import BadInputError, Pair, Pairing, Rejected, pair_files
+from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
 from shards.inputs.source import archives_in, open_sources
 from shards.parallel.dask import Cluster, connect
 from shards.parallel.processes import Advance, Work, available_cores, run_parallel
@@ -112,6 +113,8 @@ def build(
     try:
         mask_sources = {number for number, source in enumerate(sources) if source.location in masks_only}
         pairing = pair_files(files, options.mask_suffix, mask_sources)
+        if options.exclude:
+            pairing = exclude_pairs(pairing, read_excluded(Path(options.exclude)), options.exclude)
         keys = [pair.key for pair in pairing.pairs]
         groups = read_groups(options.groups, keys) if options.groups else {}
         split_table = read_split_file(options.split_file, keys) if options.split_file else {}
@@ -151,17 +154,19 @@ def _build(
     """Encode the pairs, find duplicates, plan the shards, write them and publish the index."""
     options = stages.job.options
     fail = options.on_bad_input == "fail"
+    bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
 
     # 1. Encode every pair, in the order of a plan that knows no duplicates yet.
     keys = [pair.key for pair in pairing.pairs]
     first_splits = split_table or splits_by_hash(keys, groups, {}, options)
-    if not (fail and pairing.rejected):  # or an empty split would be reported before the bad inputs
+    if not (fail and bad_names):  # or an empty split would be reported before the bad inputs
         check_not_empty(first_splits, options, split_table)
     first_shards = plan_shards(pairing.pairs, first_splits, groups, options)
     encoded = stages.encode(split_into_parts(first_shards, options, encoding_pass=0))
     rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
-    if rejected and (fail or not encoded.hashes):
-        raise BadInputError(rejected)
+    bad = [row for row in rejected if row.reason != EXCLUDED]
+    if bad and (fail or not encoded.hashes):
+        raise BadInputError(bad)
     if not encoded.with_lesion and not allow_empty_masks:
         raise SourceError(
             f"all {len(encoded.hashes)} masks are empty: is --masks the right place? --allow-empty-masks builds them"

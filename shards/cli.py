@@ -37,6 +37,7 @@ def build(
     on_bad_input: OnBadInput = "fail",
     mask_suffix: str = BuildOptions.mask_suffix,
     original_masks: OriginalMasks = "eval",
+    exclude: str | None = None,
     allow_empty_masks: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Pack the pairs of a source into a shard set.
@@ -78,6 +79,9 @@ def build(
         Suffix of a mask's file name after that of its image.
     original_masks
         Which splits keep the masks at original resolution: none, eval (all but train), or all.
+    exclude
+        FILE.csv with the column id, as of isicdist audit: leave out the images of the verdict wrong (without a column
+        verdict, all of the table).
     allow_empty_masks
         Build a set in which no mask has a lesion.
     """
@@ -98,6 +102,7 @@ def build(
         on_bad_input=on_bad_input,
         mask_suffix=mask_suffix,
         original_masks=original_masks,
+        exclude=exclude,
     )
     try:
         with console.progress("packing", "pairs") as report:

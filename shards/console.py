@@ -17,7 +17,7 @@ import numpy as np
 from shards import format
 from shards.build import BuildResult
 from shards.format import Counts
-from shards.inputs.match import REASONS, Rejected
+from shards.inputs.match import EXCLUDED, REASONS, Rejected
 from shards.mask_statistics import mask_warnings
 from shards.planning.split import sorted_splits
 from shards.reader import ShardSet
@@ -127,6 +127,8 @@ def print_build(result: BuildResult) -> None:
     pairs = counts.packed // 2
     if result.grouped is not None and result.grouped < pairs:
         print(f"--groups names {result.grouped} of the {pairs} images; each of the others is a group of its own")
+    if EXCLUDED in counts.reasons:
+        print(f"{counts.reasons[EXCLUDED]} of the rejected files are of pairs that --exclude names")
     if counts.rejected:
         print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
     for flag, number in counts.flags.items():

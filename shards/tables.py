@@ -37,23 +37,43 @@ def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
     Raises UsageError with the flag for a missing file or column, for a file that is not CSV in UTF-8, and for an id
     with two values.
     """
+    names, rows = _read(path, flag)
+    if column not in names:
+        raise UsageError(f"{flag} {path}: no column {column!r}; it has {', '.join(names) or 'none'}")
+    id_column = _id_column(names)
+    values: dict[str, str] = {}
+    for row in rows:
+        key, value = (row[id_column] or "").strip(), (row[column] or "").strip()
+        if values.setdefault(key, value) != value:
+            raise UsageError(f"{flag} {path}: {key} has two values, {values[key]!r} and {value!r}")
+    return values
+
+
+def read_ids(path: Path, flag: str) -> tuple[list[str], list[str]]:
+    """Read the image ids of a CSV file, and the names of its columns.
+
+    Raises UsageError with the flag for a missing file, one without a column, and one that is not CSV in UTF-8.
+    """
+    names, rows = _read(path, flag)
+    if not names:
+        raise UsageError(f"{flag} {path}: it is empty; it needs a line of column names, as id")
+    return [(row[_id_column(names)] or "").strip() for row in rows], names
+
+
+def _read(path: Path, flag: str) -> tuple[list[str], list[dict[str, str | None]]]:
+    """Read the names of the columns and the rows of a CSV file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
-            names = list(rows.fieldnames or [])
-            if column not in names:
-                raise UsageError(f"{flag} {path}: no column {column!r}; it has {', '.join(names) or 'none'}")
-            id_column = next((name for name in ID_COLUMNS if name in names), names[0])
-            values: dict[str, str] = {}
-            for row in rows:
-                key, value = (row[id_column] or "").strip(), (row[column] or "").strip()
-                if values.setdefault(key, value) != value:
-                    raise UsageError(f"{flag} {path}: {key} has two values, {values[key]!r} and {value!r}")
-            return values
+            return list(rows.fieldnames or []), list(rows)
     except FileNotFoundError as error:
         raise UsageError(f"{flag} {path}: there is no such file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{flag} {path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _id_column(names: Sequence[str]) -> str:
+    return next((name for name in ID_COLUMNS if name in names), names[0])
 
 
 def csv_bytes(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -41,6 +42,12 @@ class PairedDifference:
     difference: float
     interval_95: tuple[float, float]
     """(low, high) end of its 95 % bootstrap confidence interval."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
+        low, high = map(float, value["interval_95"])
+        return cls(n=int(value["n"]), difference=float(value["difference"]), interval_95=(low, high))
 
     @property
     def is_clear(self) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +21,9 @@ from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores, per_image_sc
 from isicdist.metrics.summary import (
     SUMMARY_NAME,
     AreaScores,
+    EnsembleSummary,
     EvaluationSummary,
+    ExclusionSummary,
     ResolutionScores,
     SubgroupScores,
     SubgroupSummary,
@@ -26,6 +31,7 @@ from isicdist.metrics.summary import (
 )
 from isicdist.metrics.thresholds import ThresholdCurve
 from shards.errors import UsageError
+from shards.exclusions import read_excluded
 from shards.files import write_file
 from shards.geometry import ResizePlan
 from shards.reader import Split
@@ -54,6 +60,25 @@ class Subgroups:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exclusions:
+    """The images that a table excludes: scores are given with and without them."""
+
+    table: str
+    """Name of the table's file."""
+    sha256: str
+    """Hash of that file."""
+    keys: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path, split: Split) -> Self:
+        """Read a table of `shards.exclusions`. Raises UsageError where it is none, or excludes all of the split."""
+        keys = read_excluded(path)
+        if keys.issuperset(split.key(index) for index in range(len(split))):
+            raise UsageError(f"--exclude {path}: it excludes all images of {split.name}; none would be scored")
+        return cls(table=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), keys=keys)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThresholdScores:
     """The counts of one model on one split at one threshold."""
 
@@ -68,6 +93,11 @@ class ThresholdScores:
     def finest(self) -> DiceSummary:
         """At the original size where there is one, else at the network's."""
         return self.original or self.network
+
+    def of_images(self, images: np.ndarray) -> Self:
+        """Select the counts of some images, (n,) bool in the order of the rows."""
+        original = DiceSummary.of(self.original.rows[images]) if self.original else None
+        return dataclasses.replace(self, network=DiceSummary.of(self.network.rows[images]), original=original)
 
     def summary(self, digest: str) -> ThresholdSummary:
         """Add the confidence intervals; `digest` is the shard set's."""
@@ -94,6 +124,9 @@ class Results:
     curve: ThresholdCurve
     """At every threshold, pixels pooled, at the size the network sees."""
     subgroups: Subgroups | None = None
+    members: Mapping[str, DiceSummary] = field(default_factory=dict[str, DiceSummary])
+    """Of an ensemble: the counts of each of its models alone at 0.5 and the network's resolution, by name."""
+    exclusions: Exclusions | None = None
 
     @cached_property
     def original_sizes(self) -> np.ndarray:
@@ -124,6 +157,8 @@ class Results:
             thresholds=self.curve.summary(),
             lesion_area_quartiles=tuple(self._by_lesion_area()),
             subgroups=self._by_value(self.subgroups) if self.subgroups else None,
+            ensemble=self._gain() if self.members else None,
+            without_excluded=self._without(self.exclusions) if self.exclusions else None,
         )
 
     def write(self, out: Path) -> None:
@@ -132,6 +167,22 @@ class Results:
         _write_csv(out / PER_IMAGE_NAME, self._per_image())
         _write_csv(out / THRESHOLDS_NAME, self.curve.table())
         write_file(out / SUMMARY_NAME, json.dumps(self.summary.to_json(), indent=1).encode() + b"\n")
+
+    def _gain(self) -> EnsembleSummary:
+        """Compare the ensemble with each of its models."""
+        return EnsembleSummary.of(self.at_default.network, self.members, self.split.digest)
+
+    def _without(self, exclusions: Exclusions) -> ExclusionSummary:
+        """Score the images that are not excluded."""
+        keys = [self.split.key(index) for index in self.at_tuned.network.rows[:, 0].tolist()]
+        remaining = np.array([key not in exclusions.keys for key in keys])
+        return ExclusionSummary(
+            table=exclusions.table,
+            sha256=exclusions.sha256,
+            keys=tuple(key for key in keys if key in exclusions.keys),
+            at_default=self.at_default.of_images(remaining).summary(self.split.digest),
+            at_tuned=self.at_tuned.of_images(remaining).summary(self.split.digest),
+        )
 
     def _by_lesion_area(self) -> Iterable[AreaScores]:
         """Score the images in four parts of (nearly) the same number, from the smallest lesions to the largest."""
@@ -169,17 +220,14 @@ class Results:
 
 def show(summary: EvaluationSummary, console: Console) -> None:
     """Print an evaluation: scores with confidence intervals, scores by lesion area and subgroup, thresholds."""
-    table = Table(title=f"{summary.split}: {summary.n} images, 95 % bootstrap confidence interval over images")
-    table.add_column("score")
-    for resolution in summary.at_default.by_resolution():
-        table.add_column(f"{resolution} resolution", justify="right")
-    for scored in summary.by_threshold():
-        table.add_section()
-        table.add_row(f"threshold {scored.threshold:.4g}", style="bold")
-        for name in SCORE_NAMES:
-            cells = (_with_interval(scores, name) for scores in scored.by_resolution().values())
-            table.add_row(name.replace("_", " "), *cells)
-    console.print(table)
+    title = f"{summary.split}: {summary.n} images, 95 % bootstrap confidence interval over images"
+    console.print(_score_table(title, summary.by_threshold()))
+    if summary.without_excluded:
+        excluded = summary.without_excluded
+        title = f"Without the {len(excluded.keys)} of them that {excluded.table} excludes"
+        console.print(_score_table(title, excluded.by_threshold()))
+    if summary.ensemble:
+        console.print(_ensemble_table(summary.ensemble))
 
     finest = list(summary.at_tuned.by_resolution())[-1]
     setting = f"{finest} resolution, threshold {summary.at_tuned.threshold:.4g}"
@@ -196,6 +244,33 @@ def show(summary: EvaluationSummary, console: Console) -> None:
         f"{curve.average_precision:.4f}, calibration error {curve.calibration_error:.4f}",
         soft_wrap=True,
     )
+
+
+def _score_table(title: str, scored: Sequence[ThresholdSummary]) -> Table:
+    table = Table(title=title)
+    table.add_column("score")
+    for resolution in scored[0].by_resolution():
+        table.add_column(f"{resolution} resolution", justify="right")
+    for each in scored:
+        table.add_section()
+        table.add_row(f"threshold {each.threshold:.4g}", style="bold")
+        for name in SCORE_NAMES:
+            cells = (_with_interval(scores, name) for scores in each.by_resolution().values())
+            table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _ensemble_table(ensemble: EnsembleSummary) -> Table:
+    table = Table(title="Gain of the ensemble over each model in mean Dice: threshold 0.5, network resolution")
+    table.add_column("model")
+    for name in ("mean Dice alone", "gain", "95 % interval, paired"):
+        table.add_column(name, justify="right")
+    rows = [(each.run, each.mean_dice, each.gain) for each in ensemble.members]
+    mean = math.fsum(each.mean_dice for each in ensemble.members) / len(ensemble.members)
+    for run, dice, gain in (*rows, ("mean of the models", mean, ensemble.gain)):
+        low, high = gain.interval_95
+        table.add_row(run, f"{dice:.4f}", f"{gain.difference:+.4f}", f"{low:+.4f} to {high:+.4f}")
+    return table
 
 
 def _group_table(grouped_by: str, groups: Sequence[tuple[str, Scores]], setting: str) -> Table:

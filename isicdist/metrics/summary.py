@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from isicdist.metrics.bootstrap import bootstrap_intervals
-from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores
+import numpy as np
+
+from isicdist.metrics.bootstrap import PairedDifference, bootstrap_intervals, paired_difference
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores, per_image_scores
 from isicdist.metrics.thresholds import CurveSummary
 
 SUMMARY_NAME = "summary.json"
@@ -96,8 +98,90 @@ class SubgroupSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemberScores(Scores):
+    """Scores of one model of an ensemble alone, at 0.5 and the network's resolution."""
+
+    run: str
+    """Name of its run."""
+    gain: PairedDifference
+    """Mean Dice of the ensemble minus that of this model, on the same images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSummary:
+    """What an ensemble gains over its models, at 0.5 and the network's resolution."""
+
+    members: tuple[MemberScores, ...]
+    gain: PairedDifference
+    """Mean Dice of the ensemble minus the mean of its models', on the same images."""
+
+    @classmethod
+    def of(cls, ensemble: DiceSummary, members: Mapping[str, DiceSummary], digest: str) -> Self:
+        """Compare an ensemble with its models, by name of the run; `digest` is the shard set's."""
+        dice, _ = per_image_scores(ensemble.rows)
+        alone = {run: per_image_scores(summary.rows)[0] for run, summary in members.items()}
+        return cls(
+            members=tuple(
+                MemberScores(run=run, gain=paired_difference(alone[run], dice, digest), **summary.scores())
+                for run, summary in members.items()
+            ),
+            gain=paired_difference(np.mean(list(alone.values()), axis=0), dice, digest),
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
+        members = tuple(
+            MemberScores(run=str(each["run"]), gain=PairedDifference.from_json(each["gain"]), **_scores_in(each))
+            for each in value["members"]
+        )
+        return cls(members=members, gain=PairedDifference.from_json(value["gain"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExclusionSummary:
+    """The scores without the images that a table excludes (`shards.exclusions`)."""
+
+    table: str
+    """Name of the table's file."""
+    sha256: str
+    """Hash of that file."""
+    keys: tuple[str, ...]
+    """Keys of the images of the split that are excluded."""
+    at_default: ThresholdSummary
+    """At 0.5."""
+    at_tuned: ThresholdSummary
+    """At the model's own threshold."""
+
+    def by_threshold(self) -> list[ThresholdSummary]:
+        """Return the scores at 0.5 and at the tuned threshold; once where the two are the same."""
+        return _distinct(self.at_default, self.at_tuned)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts for JSON."""
+        return {
+            "table": self.table,
+            "sha256": self.sha256,
+            "keys": list(self.keys),
+            **self.at_default.to_json(),
+            "tuned_threshold": self.at_tuned.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned. Raises KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            table=str(value["table"]),
+            sha256=str(value["sha256"]),
+            keys=tuple(map(str, value["keys"])),
+            at_default=ThresholdSummary.from_json(value),
+            at_tuned=ThresholdSummary.from_json(value["tuned_threshold"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSummary:
-    """The scores of one model on one split."""
+    """The scores of one model, or of one ensemble, on one split."""
 
     split: str
     data_digest: str
@@ -105,7 +189,7 @@ class EvaluationSummary:
     resolution: int | None
     """Side of the images the network sees, in pixels."""
     model_step: int
-    """Step of the training run that the model is of."""
+    """Step of the training run that the model is of; of an ensemble, the highest."""
     tta: str
     """Test-time augmentation that the probabilities are averaged over: off, flips or d4."""
     at_default: ThresholdSummary
@@ -118,6 +202,10 @@ class EvaluationSummary:
     """At the tuned threshold and the finest resolution: a quarter of the images each, from small lesions to large."""
     subgroups: SubgroupSummary | None
     """At the same threshold and resolution; None without a subgroup column."""
+    ensemble: EnsembleSummary | None = None
+    """None for a single model."""
+    without_excluded: ExclusionSummary | None = None
+    """None where no image was excluded; all other scores are those of every image."""
 
     @property
     def n(self) -> int:
@@ -126,9 +214,7 @@ class EvaluationSummary:
 
     def by_threshold(self) -> list[ThresholdSummary]:
         """Return the scores at 0.5 and at the tuned threshold; once where the two are the same."""
-        if self.at_tuned.threshold == self.at_default.threshold:
-            return [self.at_default]
-        return [self.at_default, self.at_tuned]
+        return _distinct(self.at_default, self.at_tuned)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of summary.json. The scores at the top are those at 0.5 and the network's resolution."""
@@ -144,14 +230,17 @@ class EvaluationSummary:
             "thresholds": dataclasses.asdict(self.thresholds),
             "lesion_area_quartiles": [dataclasses.asdict(part) for part in self.lesion_area_quartiles],
             "subgroups": dataclasses.asdict(self.subgroups) if self.subgroups else None,
+            "ensemble": dataclasses.asdict(self.ensemble) if self.ensemble else None,
+            "without_excluded": self.without_excluded.to_json() if self.without_excluded else None,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `to_json` returned. Raises KeyError, TypeError or ValueError for anything else.
 
-        In older files the tuned threshold is called own_threshold.
+        In older files the tuned threshold is called own_threshold, and there are no ensembles and exclusions.
         """
+        ensemble, excluded = value.get("ensemble"), value.get("without_excluded")
         return cls(
             split=str(value["split"]),
             data_digest=str(value["data_digest"]),
@@ -168,7 +257,13 @@ class EvaluationSummary:
                 for part in value["lesion_area_quartiles"]
             ),
             subgroups=_subgroups_in(value["subgroups"]),
+            ensemble=EnsembleSummary.from_json(ensemble) if ensemble else None,
+            without_excluded=ExclusionSummary.from_json(excluded) if excluded else None,
         )
+
+
+def _distinct(at_default: ThresholdSummary, at_tuned: ThresholdSummary) -> list[ThresholdSummary]:
+    return [at_default] if at_tuned.threshold == at_default.threshold else [at_default, at_tuned]
 
 
 def _scores_in(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,20 +119,31 @@ def save_best(run: Path, model: nn.Module, metadata: ModelMetadata) -> None:
         (folder / METADATA_NAME).write_text(json.dumps(hashed.to_json(), indent=1))
 
 
+def is_model(path: Path) -> bool:
+    """True for a run that has a best model, and for the folder of one."""
+    return _folder_of(path) is not None
+
+
+def load_metadata(path: str | Path) -> ModelMetadata:
+    """Read the metadata of the best model of a run. Raises CheckpointError when they are missing or damaged."""
+    path = Path(path)
+    folder = _folder_of(path)
+    if folder is None:
+        what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
+    try:
+        return ModelMetadata.from_json(json.loads((folder / METADATA_NAME).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{folder}: not a model of this isicdist ({METADATA_NAME}: {error!r})") from error
+
+
 def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
     """Load the network, in evaluation mode on the CPU, and its metadata from a run, its `best` folder or a copy of it.
 
     Raises CheckpointError when it is missing, damaged or of another network.
     """
-    path = Path(path)
-    folder = path if (path / METADATA_NAME).is_file() else path / "best"
-    if not (folder / METADATA_NAME).is_file():
-        what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
-    try:
-        metadata = ModelMetadata.from_json(json.loads((folder / METADATA_NAME).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"{folder}: not a model of this isicdist ({METADATA_NAME}: {error!r})") from error
+    metadata = load_metadata(path)
+    folder = _folder_of(Path(path)) or Path(path)
     try:
         if file_sha256(folder / MODEL) != metadata.sha256:
             raise CheckpointError(f"{folder / MODEL}: damaged (its sha256 is not the one in {METADATA_NAME})")
@@ -147,3 +158,8 @@ def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
             f"{folder}: the weights are of another network than {METADATA_NAME} describes; copy the whole folder again"
         ) from error
     return model.eval(), metadata
+
+
+def _folder_of(path: Path) -> Path | None:
+    """Find the folder with model.json: `path`, or `best` in it."""
+    return next((folder for folder in (path, path / "best") if (folder / METADATA_NAME).is_file()), None)

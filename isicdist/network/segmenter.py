@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.tta import mean_probs
 from shards.geometry import ResizePlan
 from shards.inputs.decode import upright_rgb
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class InputSpec(NamedTuple):
@@ -111,58 +107,3 @@ def _image_of(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"a picture of shape {pixels.shape}: give (H, W, 3), RGB")
     return Image.fromarray(pixels)
-
-
-class Ensemble:
-    """One or more segmenters whose probabilities are averaged at the picture's own resolution."""
-
-    def __init__(self, members: Sequence[Segmenter]) -> None:
-        """`members`: at least one; each may have another input size and resize mode."""
-        self.members = members
-        self.input_specs = sorted({member.input_spec for member in members}, key=lambda spec: (-spec.size, spec.mode))
-        """The inputs that a picture must be resized to, the largest first."""
-        self.threshold = sum(member.threshold for member in members) / len(members)
-        """Mean of the members' thresholds: the probability above which a pixel is lesion."""
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Move the networks to the device and the precision of this process."""
-        for member in self.members:
-            member.network = accelerator.prepare_model(member.network, evaluation_mode=True)
-
-    def identity(self) -> dict[str, Any]:
-        """Give what distinguishes this ensemble from others, as plain values for a JSON file."""
-        return {
-            "models": sorted(member.metadata.sha256[:16] for member in self.members),
-            "threshold": self.threshold,
-        }
-
-    @torch.inference_mode()
-    def sum_probs(
-        self, images: Sequence[Mapping[InputSpec, np.ndarray]], device: torch.device, tta: Tta
-    ) -> list[dict[InputSpec, np.ndarray]]:
-        """Predict a batch: for each picture, by input, the sum of the probabilities (H, W) float32 of its members.
-
-        `images`: each picture resized to every one of `input_specs`, (H, W, 3) uint8.
-        """
-        sums: list[dict[InputSpec, np.ndarray]] = [{} for _ in images]
-        for spec in self.input_specs if images else []:
-            batch = torch.from_numpy(np.stack([image[spec] for image in images])).to(device)  # (B, H, W, 3)
-            batch = batch.permute(0, 3, 1, 2)  # (B, 3, H, W)
-            probs = torch.stack([member(batch, tta) for member in self.members if member.input_spec == spec])
-            for by_spec, summed in zip(sums, probs.sum(dim=0)[:, 0].cpu().numpy(), strict=True):
-                by_spec[spec] = summed
-        return sums
-
-    def restore_mean(self, sums: Mapping[InputSpec, np.ndarray], plans: Mapping[InputSpec, ResizePlan]) -> np.ndarray:
-        """Average the members' probabilities of one picture at its own resolution, (H, W) float32.
-
-        `sums`: of `sum_probs`, by input, (size, size). Where the resize mode of some members crops the picture, the
-        mean is over the others; where all do, it is 0.
-        """
-        original = next(iter(plans.values())).original
-        total, members = np.zeros(original, np.float32), np.zeros(original, np.float32)
-        for spec, plan in plans.items():
-            left, top, right, bottom = plan.source
-            total += plan.restore(sums[spec])
-            members[top:bottom, left:right] += sum(member.input_spec == spec for member in self.members)
-        return total / np.maximum(members, 1)

@@ -46,10 +46,13 @@ def _score_table(run: RunFiles) -> Table:
     if run.best:
         table.add_row(f"{run.best.split} (best)", "network", "0.5", *_cells(run.best.to_json()))
     for evaluation in run.evaluations.values():
-        for scored in evaluation.summary.by_threshold():
+        summary, excluded = evaluation.summary, evaluation.summary.without_excluded
+        rows = [(summary.split, scored) for scored in summary.by_threshold()]
+        if excluded:
+            rows += [(f"{summary.split} without {excluded.table}", scored) for scored in excluded.by_threshold()]
+        for split, scored in rows:
             for resolution, scores in scored.by_resolution().items():
-                cells = _cells(dataclasses.asdict(scores))
-                table.add_row(evaluation.summary.split, resolution, f"{scored.threshold:.4g}", *cells)
+                table.add_row(split, resolution, f"{scored.threshold:.4g}", *_cells(dataclasses.asdict(scores)))
     return table
 
 

@@ -10,11 +10,11 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from shards import format
-from shards.errors import SourceError
+from shards.errors import SourceError, UsageError
 from shards.inputs.source import IMAGE_TYPES, File
 
 MASK_SUFFIX = "_segmentation"
@@ -24,7 +24,9 @@ PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
 
 _NEITHER = re.compile(r"_superpixels$|_R\d+_Label\d+$", re.IGNORECASE)  # of ISIC; regions of interest of PH2
 
+EXCLUDED = "excluded"
 REASONS = {
+    EXCLUDED: "a pair that the table of --exclude names",
     "no-mask": "an image without a mask",
     "no-image": "a mask without an image",
     "illegal-key": "a name that cannot be a WebDataset key",
@@ -134,6 +136,22 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX, mask_sourc
         )
     pairs.sort(key=lambda pair: pair.key)
     return Pairing(pairs=pairs, rejected=rejected, ignored=ignored)
+
+
+def exclude_pairs(pairing: Pairing, excluded: Collection[str], table: str) -> Pairing:
+    """Reject the pairs of some keys for the reason `excluded`; `table` is the path of the table that names them.
+
+    Raises UsageError where it names no pair, or all.
+    """
+    pairs = [pair for pair in pairing.pairs if pair.key not in excluded]
+    if len(pairs) == len(pairing.pairs):
+        raise UsageError(f"--exclude {table}: it names none of the images; is it another set's table?")
+    if not pairs:
+        raise UsageError(f"--exclude {table}: it names all {len(pairing.pairs)} pairs; nothing would be built")
+    out = [pair for pair in pairing.pairs if pair.key in excluded]
+    files = [file for pair in out for file in (pair.image, pair.mask)]
+    rejected = [Rejected(file.name, EXCLUDED, f"named by {PurePosixPath(table).name}") for file in files]
+    return replace(pairing, pairs=pairs, rejected=pairing.rejected + rejected)
 
 
 def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected], list[File]]:

@@ -49,6 +49,8 @@ class BuildOptions:
     """Suffix of a mask's file name, after the key."""
     original_masks: OriginalMasks = "eval"
     """Splits that keep the masks at their original resolution: none, all but train (eval), or all."""
+    exclude: str | None = None
+    """CSV file of images to leave out (`shards.exclusions`); rejected.csv lists them."""
 
     def __post_init__(self) -> None:
         parse_fractions(self.split)
@@ -83,7 +85,9 @@ class BuildOptions:
             split = f"file {_sha256_of(Path(self.split_file))}"
         if self.split_archives:
             split = "archives"
-        return {
+        # A set without exclusions has the digest that it had before there were any.
+        exclude = {} if self.exclude is None else {"exclude": _sha256_of(Path(self.exclude))}
+        return exclude | {
             "fit": self.fit if self.size else "original",
             "groups": groups,
             "mask_suffix": self.mask_suffix,

@@ -261,6 +261,30 @@ def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
         evaluate(run, str(shard_set), "val", metadata=f"{table}:sex")
 
 
+def test_excluded_images_are_scored_and_the_scores_without_them_added(run, shard_set, tmp_path):
+    rows = table_of(run, "per_image.csv")
+    excluded = [rows[0]["id"], rows[2]["id"]]
+    table = tmp_path / "review.csv"
+    table.write_text("id,verdict\n" + "".join(f"{key},wrong\n" for key in [*excluded, "ISIC_9"]))
+    before = summary_of(run)
+    evaluate(run, str(shard_set), "val", exclude=table)
+    record = summary_of(run)
+    without = record["without_excluded"]
+    assert {**record, "without_excluded": None, "subgroups": None} == {**before, "subgroups": None}
+    assert (without["table"], without["keys"]) == ("review.csv", excluded)
+    dice = [float(row["original_dice"]) for row in rows if row["id"] not in excluded]
+    assert without["original_resolution"]["n"] == len(dice) == record["n"] - 2
+    assert without["original_resolution"]["mean_dice"] == pytest.approx(np.mean(dice))
+    assert without["tuned_threshold"]["threshold"] == TUNED
+    assert json.loads(json.dumps(EvaluationSummary.from_json(record).to_json())) == record
+    text = io.StringIO()
+    show(EvaluationSummary.from_json(record), Console(file=text, width=120))
+    assert "Without the 2 of them that review.csv excludes" in text.getvalue()
+    table.write_text("id\n" + "".join(f"{row['id']}\n" for row in rows))
+    with pytest.raises(UsageError, match="it excludes all images of val"):
+        evaluate(run, str(shard_set), "val", exclude=table)
+
+
 def test_a_set_that_cannot_be_scored_is_refused(run, shard_set, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no split 'tset'; it has test, train, val"):
         evaluate(run, str(shard_set), "tset")
