@@ -162,6 +162,31 @@ def evaluate(
 
 
 @app.command
+def audit(*, data: str, run: Path, out: Path) -> None:
+    """Rank the pairs of a set by how suspicious their masks are, and make a page to go through them.
+
+    Every image is predicted by models of a cross-validation that have not seen it. The verdicts, saved from the page,
+    go into isic-shards build --exclude and isicdist evaluate --exclude.
+
+    Parameters
+    ----------
+    data
+        The shard set: a folder or an fsspec URL.
+    run
+        The folder of a cross-validation of this set, RUNS of isicdist crossval.
+    out
+        The folder for audit.csv, audit.html and summary.json.
+    """
+    from isicdist.audit import PAGE_NAME, TABLE_NAME
+    from isicdist.audit import audit as command
+
+    counts = command(data, run, out)
+    for reason, number in counts.reasons.items():
+        print(f"{number:8d}  {reason}")
+    print(f"{counts.images} pairs ranked in {out / TABLE_NAME}; go through them with {out / PAGE_NAME}")
+
+
+@app.command
 def predict(
     *,
     images: str,

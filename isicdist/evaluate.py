@@ -162,7 +162,7 @@ def evaluate(
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
         _check_unseen(member.metadata, fold.name if fold else split_name, name)
     label = ", ".join(map(str, runs))
-    split = _open_split(data, split_name, fold, ensemble.input_spec.size, label)
+    split = open_scored_split(data, split_name, fold, ensemble.input_spec.size, label)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     exclusions = Exclusions.read(exclude, split) if exclude else None
     ensemble.prepare(accelerator)
@@ -261,7 +261,7 @@ def _check_unseen(model: ModelMetadata, split: str, checkpoint: str) -> None:
         )
 
 
-def _open_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: str) -> Split:
+def open_scored_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: str) -> Split:
     """Open a split that can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
     shards = ShardSet.open(data)
     split = open_fold(shards, fold)[1] if fold else shards.split(name)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from shards.data_uri import mask_uri, photo_uri
+from shards.html_page import template_environment
 from shards.preview import choose_samples
 from shards.reader import ShardSet, Split
 
@@ -55,17 +54,13 @@ def preview_page(root: str | Path, samples: int = 24) -> str:
     """Render a page of at most `samples` samples, those of `contact_sheet`; raises what that raises."""
     shard_set = ShardSet.open(root)
     tiles = [Tile.of(split, index) for split, index in choose_samples(shard_set, samples)]
-    # autoescape=True, not select_autoescape(), which decides by the last suffix: .j2.
-    environment = Environment(
-        loader=PackageLoader("shards"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("preview.html.j2").render(
-        name=Path(str(root)).name,
-        index=shard_set.index,
-        tiles=tiles,
-        flags=sorted({flag for tile in tiles for flag in tile.flags}),
+    return (
+        template_environment("shards")
+        .get_template("preview.html.j2")
+        .render(
+            name=Path(str(root)).name,
+            index=shard_set.index,
+            tiles=tiles,
+            flags=sorted({flag for tile in tiles for flag in tile.flags}),
+        )
     )

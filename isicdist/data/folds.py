@@ -41,7 +41,7 @@ def open_fold(shards: ShardSet, fold: Fold) -> tuple[Split, Split]:
     """
     pool = _concatenate([shards.split(name) for name in POOLED_SPLITS if name in shards.index.splits], shards)
     groups = [str(pool.meta(index)["group"]) for index in range(len(pool))]
-    merged = merge_groups(dict(zip(map(pool.key, range(len(pool))), groups, strict=True)), _duplicates(shards))
+    merged = merge_groups(dict(zip(map(pool.key, range(len(pool))), groups, strict=True)), read_duplicates(shards))
     numbers = np.array([fold_number(merged.get(group, group), fold.count) for group in groups])
     held_out = numbers == fold.number
     for rows, use in ((~held_out, "train on"), (held_out, "hold out")):
@@ -90,7 +90,7 @@ def _select(pool: Split, rows: np.ndarray, name: str) -> Split:
     )
 
 
-def _duplicates(shards: ShardSet) -> Iterable[Duplicate]:
+def read_duplicates(shards: ShardSet) -> Iterable[Duplicate]:
     """Read the pairs of duplicates of a set; none in a set of a version that did not look for them."""
     kinds = shards.index.counts.duplicates
     if not kinds:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from isicdist import __version__
 from isicdist.metrics.dice import SCORE_NAMES
@@ -24,6 +24,7 @@ from isicdist.report.plots import (
 )
 from isicdist.report.reproduce import evaluate_commands, train_command
 from shards.data_uri import data_uri
+from shards.html_page import template_environment
 
 REFERENCE = {"mean_dice": 0.898, "mean_jaccard": 0.838, "thresholded_jaccard": 0.802}
 """Scores of the winner of ISIC 2018 Task 1 on the challenge's 1,000 test images."""
@@ -116,14 +117,7 @@ def _svg_uri(svg: bytes) -> str:
 
 
 def _environment() -> Environment:
-    # autoescape=True, not select_autoescape(), which decides by the last suffix: .j2.
-    environment = Environment(
-        loader=PackageLoader("isicdist.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("isicdist.report")
     environment.filters |= {
         "score": lambda value: f"{value:.3f}",
         "signed": lambda value: f"{value:+.4f}",
