@@ -18,10 +18,11 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -55,6 +56,16 @@ class PooledScores:
     """Scores of all images, each predicted by the model that has not seen it, with intervals over images."""
     of_folds: tuple[dict[str, float], ...]
     """Scores of each fold by name."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
+        folds = tuple({name: float(fold[name]) for name in SCORE_NAMES} for fold in value["of_folds"])
+        return cls(pooled=ResolutionScores.from_json(value["pooled"]), of_folds=folds)
+
+    def mean(self, name: str) -> float:
+        """Mean of a score over the folds."""
+        return math.fsum(scores[name] for scores in self.of_folds) / len(self.of_folds)
 
     def deviation(self, name: str) -> float:
         """Standard deviation of a score over the folds."""
@@ -108,7 +119,7 @@ def crossval(data: str, runs: Path, count: int, flags: Sequence[str], config_fil
                 print(f"fold {fold}: ended with {code}; the same command goes on", file=sys.stderr)
                 return code
     scores = pool_scores(runs, folds, shards.index.digest)
-    _show(scores, Console())
+    show(scores, Console())
     rows = {setting: dataclasses.asdict(each) for setting, each in scores.items()}
     write_file(runs / SUMMARY_NAME, json.dumps({"folds": count, "scores": rows}, indent=1).encode() + b"\n")
     print(f"{runs / SUMMARY_NAME} holds these scores, {runs / PER_IMAGE_NAME} those of every image")
@@ -139,6 +150,16 @@ def pool_scores(runs: Path, folds: Sequence[Fold], digest: str) -> dict[str, Poo
     return pooled
 
 
+def read_scores(runs: Path) -> dict[str, PooledScores]:
+    """Read the pooled scores of a finished cross-validation by setting. Raises CheckpointError for a damaged file."""
+    path = runs / SUMMARY_NAME
+    try:
+        scores: Mapping[str, Any] = json.loads(path.read_bytes())["scores"]
+        return {setting: PooledScores.from_json(value) for setting, value in scores.items()}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or damaged; run the same isicdist crossval again") from error
+
+
 def _per_image(runs: Path, fold: Fold) -> Path:
     return run_of(runs, fold) / "evaluation" / fold.name / PER_IMAGE_NAME
 
@@ -158,7 +179,8 @@ def _counts(table: Sequence[dict[str, str]], prefix: str) -> np.ndarray:
     )
 
 
-def _show(scores: dict[str, PooledScores], console: Console) -> None:
+def show(scores: Mapping[str, PooledScores], console: Console) -> None:
+    """Print the pooled scores of all held-out images, and their spread over the folds."""
     number = len(next(iter(scores.values())).of_folds)
     n = next(iter(scores.values())).pooled.n
     table = Table(title=f"{n} held-out images of {number} folds: 95 % interval over images, deviation over folds")
@@ -170,11 +192,10 @@ def _show(scores: dict[str, PooledScores], console: Console) -> None:
         table.add_row(setting, style="bold")
         for name in SCORE_NAMES:
             low, high = each.pooled.interval_95[name]
-            mean = math.fsum(fold[name] for fold in each.of_folds) / number
             table.add_row(
                 name.replace("_", " "),
                 f"{getattr(each.pooled, name):.4f} ({low:.4f} to {high:.4f})",
-                f"{mean:.4f} ± {each.deviation(name):.4f}",
+                f"{each.mean(name):.4f} ± {each.deviation(name):.4f}",
             )
     console.print(table)
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from isicdist.report.collect import RunFiles
+from isicdist.crossval import SUMMARY_NAME as CROSSVAL_NAME
+from isicdist.crossval import show as show_crossval
+from isicdist.metrics.results import show as show_evaluation
+from isicdist.report.collect import CrossValidation, RunFiles
 from isicdist.report.terminal import print_run
 from shards.errors import UsageError
 from shards.files import write_file
@@ -17,14 +20,24 @@ def report(folders: Sequence[Path], console: Console, out: Path | None = None) -
     """Print the settings and scores of each run; write the page `out` about all of them, if given.
 
     The page is made from the files of the runs alone: the same files give the same bytes. With several runs it compares
-    them with the first. Raises UsageError for no run or one that is named twice, CheckpointError for a folder that is
-    not a run, has no training step yet, or holds a damaged file.
+    them with the first. The folder of a cross-validation, given alone, stands for the runs of its folds, with the
+    scores of all held-out images and those of the ensemble. Raises UsageError for no run, one that is named twice and
+    a cross-validation beside others; CheckpointError for a folder that is not a run, has no training step yet, or holds
+    a damaged file.
     """
     if not folders:
         raise UsageError("report: name at least one run, as isicdist report RUN")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("report: a run is named twice; name each once")
-    runs = RunFiles.read_all(folders)
+    crossvals = [folder for folder in folders if (folder / CROSSVAL_NAME).is_file()]
+    if crossvals and len(folders) > 1:
+        raise UsageError(f"report: {crossvals[0]} is a cross-validation; report it alone")
+    crossval = CrossValidation.read(crossvals[0]) if crossvals else None
+    runs = crossval.folds if crossval else RunFiles.read_all(folders)
+    if crossval:
+        show_crossval(crossval.scores, console)
+        for evaluation in crossval.ensemble.values():
+            show_evaluation(evaluation.summary, console)
     for run in runs:
         if len(runs) > 1:
             console.rule(run.name)
@@ -33,7 +46,7 @@ def report(folders: Sequence[Path], console: Console, out: Path | None = None) -
         return
     from isicdist.report.page import render_page  # matplotlib, which the tables do not need
 
-    page = render_page(runs).encode()
+    page = render_page(runs, crossval).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
     console.print(f"report: {out} ({len(page) / 1e6:.1f} MB)", soft_wrap=True)

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from isicdist.config import Fold
+from isicdist.crossval import PooledScores, read_scores
 from isicdist.errors import CheckpointError
 from isicdist.metrics.examples import EXAMPLES_FOLDER, EXAMPLES_NAME, Example, read_examples
 from isicdist.metrics.results import PER_IMAGE_NAME, THRESHOLDS_NAME
@@ -205,6 +207,33 @@ class RunFiles:
             return Dataset.from_json(self.config["dataset"])
         except MALFORMED as error:
             raise CheckpointError(f"{self.folder / CONFIG_NAME}: damaged, its dataset is not of a shard set") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossValidation:
+    """A finished cross-validation: its pooled scores, the runs of its folds, and the scores of the ensemble."""
+
+    name: str
+    """Name of the folder."""
+    scores: Mapping[str, PooledScores]
+    """Scores of all held-out images together by setting: threshold and resolution."""
+    folds: Sequence[RunFiles]
+    ensemble: Mapping[str, Evaluation]
+    """Evaluations of the mean of its models by split; none before isicdist evaluate --ensemble."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a cross-validation. Raises CheckpointError for a damaged file, and what `RunFiles.read` raises."""
+        scores = read_scores(folder)
+        count = len(next(iter(scores.values())).of_folds)
+        runs = [folder / fold.run_name for fold in Fold(number=1, count=count).all]
+        found = [Evaluation.read(path.parent) for path in sorted((folder / "evaluation").glob(f"*/{SUMMARY_NAME}"))]
+        return cls(
+            name=folder.resolve().name,
+            scores=scores,
+            folds=RunFiles.read_all(runs),
+            ensemble={evaluation.summary.split: evaluation for evaluation in found},
+        )
 
 
 def _read_json(path: Path) -> Any:

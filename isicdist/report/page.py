@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 from isicdist import __version__
 from isicdist.metrics.dice import SCORE_NAMES
-from isicdist.report.collect import Evaluation, RunFiles
+from isicdist.report.collect import CrossValidation, Evaluation, RunFiles
 from isicdist.report.compare import compare_runs, differing_settings
 from isicdist.report.gallery import Picture
 from isicdist.report.plots import (
@@ -42,9 +42,8 @@ class SplitSection:
     """The worst, median and best images, by name of the run and by group; only runs that have them."""
 
     @classmethod
-    def of(cls, split: str, runs: Sequence[RunFiles]) -> SplitSection:
-        """Collect what the runs have of one split."""
-        evaluations = {run.name: run.evaluations[split] for run in runs if split in run.evaluations}
+    def of(cls, split: str, evaluations: dict[str, Evaluation]) -> SplitSection:
+        """Draw the evaluations of one split, by name of the run."""
         drawings = (threshold_chart, calibration_chart, histogram_chart, lesion_size_chart)
         return cls(
             split=split,
@@ -79,20 +78,32 @@ class Throughput:
         )
 
 
-def render_page(runs: Sequence[RunFiles]) -> str:
-    """Render the page about one run or several. Raises CheckpointError for a damaged file of an evaluation."""
-    splits = dict.fromkeys(split for run in runs for split in run.evaluations)
+def render_page(runs: Sequence[RunFiles], crossval: CrossValidation | None = None) -> str:
+    """Render the page about one run or several, or about a cross-validation and the runs of its folds.
+
+    Raises CheckpointError for a damaged file of an evaluation.
+    """
+    evaluations: dict[str, dict[str, Evaluation]] = {}
+    if crossval:
+        evaluations = {split: {"ensemble": found} for split, found in crossval.ensemble.items()}
+    for run in runs:
+        for split, evaluation in run.evaluations.items():
+            evaluations.setdefault(split, {})[run.name] = evaluation
+    compared = len(runs) > 1 and not crossval  # folds have no image in common
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
             version=__version__,
+            title=crossval.name if crossval else ", ".join(run.name for run in runs),
             runs=runs,
-            sections=[SplitSection.of(split, runs) for split in splits],
+            crossval=crossval,
+            sections=[SplitSection.of(split, found) for split, found in evaluations.items()],
             learning=learning_charts(runs),
             throughput={run.name: Throughput.of(run) for run in runs},
-            differences=differing_settings(runs) if len(runs) > 1 else [],
-            comparisons=compare_runs(runs),
+            compared=compared,
+            differences=differing_settings(runs) if compared else [],
+            comparisons=compare_runs(runs) if compared else [],
             score_names=SCORE_NAMES,
             reference=REFERENCE,
             train_command=train_command,

@@ -81,6 +81,21 @@ def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd, monkeypatch
     assert "fold 2/2: isicdist evaluate" in printed
     assert json.loads((tmp_path / "crossval.json").read_text()) == written
 
+    assert run("evaluate", "--ensemble", tmp_path, "--data", shard_set, "--split", "test") == 0
+    page = tmp_path / "report.html"
+    assert run("report", tmp_path, "--out", page) == 0
+    printed = capfd.readouterr().out
+    assert f"{len(pool)} held-out images of 2 folds" in printed
+    assert "Gain of the ensemble over each model" in printed
+    text = page.read_text()
+    assert "Gain of the ensemble on test" in text
+    assert all(f"Scores on {split}" in text for split in ("test", "fold_1_of_2", "fold_2_of_2"))
+    assert run("report", tmp_path, tmp_path / "fold-1") == 2
+    assert "is a cross-validation; report it alone" in capfd.readouterr().err
+    (tmp_path / "crossval.json").write_text("{}")
+    assert run("report", tmp_path) == 1
+    assert "missing or damaged; run the same isicdist crossval again" in capfd.readouterr().err
+
 
 def test_a_command_that_fails_ends_the_call_with_its_code(shard_set, tmp_path, capfd):
     assert run("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 2, "--", "--epochs", 0) == 2
