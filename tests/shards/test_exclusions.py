@@ -29,7 +29,7 @@ def test_the_verdict_wrong_excludes_and_a_table_without_verdicts_excludes_all(tm
     ("text", "message"),
     [
         ("id,verdict\na,keep\n", "it excludes no image"),
-        ("id,verdict\na,worng\n", "verdict 'worng' of a; write keep, wrong, unsure or nothing"),
+        ("id,verdict\na,bad\n", "verdict 'bad' of a; write keep, wrong, unsure or nothing"),
         ("id,verdict\na,keep\na,wrong\n", "a has two values, 'keep' and 'wrong'"),
         ("id\n", "it excludes no image"),
         ("", "it is empty"),
