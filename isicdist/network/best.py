@@ -7,6 +7,7 @@ RUN/best/model.json              architecture, input size, resize mode, normalis
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from shards.geometry import RESIZE_MODES
 from shards.reader import ShardSet
 
 MODEL, METADATA_NAME = "model.safetensors", "model.json"
+CHECKSUM = "checksum"
+"""Key of the sha256 of the rest of model.json: no other file vouches for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,8 @@ def save_best(run: Path, model: nn.Module, metadata: ModelMetadata) -> None:
     with checkpoint_folder(run / "best") as folder:
         save_weights(model.state_dict(), folder / MODEL)
         hashed = dataclasses.replace(metadata, sha256=file_sha256(folder / MODEL))
-        (folder / METADATA_NAME).write_text(json.dumps(hashed.to_json(), indent=1))
+        content = hashed.to_json()
+        (folder / METADATA_NAME).write_text(json.dumps({**content, CHECKSUM: _checksum(content)}, indent=1))
 
 
 def is_model(path: Path) -> bool:
@@ -132,9 +136,20 @@ def load_metadata(path: str | Path) -> ModelMetadata:
         what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
         raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
     try:
-        return ModelMetadata.from_json(json.loads((folder / METADATA_NAME).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        value = json.loads((folder / METADATA_NAME).read_text())
+        checksum = value.pop(CHECKSUM, None)  # version 0.1 wrote none
+        unknown = value.keys() - {field.name for field in dataclasses.fields(ModelMetadata)}
+        if unknown:
+            raise ValueError(f"unknown key {min(unknown)!r}")
+        metadata = ModelMetadata.from_json(value)
+    except (OSError, AttributeError, ValueError, KeyError, TypeError, UsageError) as error:
         raise CheckpointError(f"{folder}: not a model of this isicdist ({METADATA_NAME}: {error!r})") from error
+    if checksum not in (None, _checksum(value)):
+        raise CheckpointError(
+            f"{folder / METADATA_NAME}: damaged, or changed by hand (its {CHECKSUM} is not that of its content); "
+            f"copy it again, or remove the line {CHECKSUM} to use it as it is"
+        )
+    return metadata
 
 
 def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
@@ -158,6 +173,11 @@ def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
             f"{folder}: the weights are of another network than {METADATA_NAME} describes; copy the whole folder again"
         ) from error
     return model.eval(), metadata
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Hash the content of model.json, in any order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _folder_of(path: Path) -> Path | None:

@@ -328,6 +328,7 @@ def test_one_image_is_scored_and_a_second_evaluation_replaces_the_first(shard_se
 def test_a_model_that_cannot_be_used_is_refused(run, shard_set, tmp_path):
     copied = shutil.copytree(run / "best", tmp_path / "run" / "best").parent
     card = json.loads((copied / "best" / "model.json").read_text())
+    del card["checksum"]
 
     def refused(message: str, **changes: Any) -> None:
         (copied / "best" / "model.json").write_text(json.dumps({**card, **changes}))
