@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-browser test-cluster coverage lint docs clean
+.PHONY: demo test test-slow test-browser test-cluster test-faults coverage lint docs clean
 
 demo: .venv/installed
 	$(BIN)/isicdist demo
@@ -20,6 +20,11 @@ test-slow: .venv/installed-dev
 test-browser: .venv/installed-dev
 	@command -v chromium || command -v google-chrome || { echo "no Chromium: apt-get install chromium"; exit 1; }
 	$(PYTEST) tests/browser
+
+# Kills, cuts, full disks, flipped bits and hostile files, as often as the table in docs/faults.md says; it prints that
+# table. `make test` has a short form of each.
+test-faults: .venv/installed-dev
+	FAULTS=full $(PYTEST) tests/faults --timeout 1800 -m "not slow"
 
 # Several hosts as network namespaces, a SLURM on them, and an S3 server: needs root, iproute2, nginx, and Debian's
 # packages slurmctld slurmd slurm-client munge. A test for which one of them is missing is skipped, and says so.

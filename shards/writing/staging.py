@@ -76,7 +76,7 @@ def write_shard(
 ) -> ShardRecord:
     """Assemble a shard from the parts that hold its pairs (the name of one for each), publish it, then its record.
 
-    Raises ToolkitError when a file whose copy was deferred has changed.
+    Raises ToolkitError when a file whose copy was deferred has changed, or a part is damaged.
     """
     keep_original = options.keeps_original(shard.split)
     rows: list[SampleRow] = []
@@ -85,13 +85,12 @@ def write_shard(
     digest = hashlib.sha256()
     with target.create(shard.name) as file:
         staged = _staged_samples(target, shard, parts)
-        for pair, group, (sample, tar) in zip(shard.pairs, shard.groups, staged, strict=True):
+        for pair, group, part, (sample, tar) in zip(shard.pairs, shard.groups, parts, staged, strict=True):
             if tar and sample.offset is not None:
                 sizes, crcs = sample.sizes, sample.crcs
                 if not keep_original:  # it is the last member
                     sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
-                tar.seek(sample.offset)
-                data = [tar.read(layout.sample_bytes(sizes))]
+                data = [_read_staged(target, tar, sample, sizes, part)]
             else:
                 members = _copy_members(pair, group, sample, sources, keep_original=keep_original)
                 sizes, crcs = _sizes_and_crcs(members)
@@ -109,6 +108,27 @@ def write_shard(
     record = ShardRecord(entry=entry, rows=rows, flags=dict(flags))
     write_bytes(target, shard_record_name(shard), record.to_json())
     return record
+
+
+def _read_staged(target: Target, tar: IO[bytes], sample: StagedSample, sizes: list[int], part: str) -> bytes:
+    """Read the tar bytes of a sample from its part, members of `sizes`.
+
+    Raises ToolkitError unless their CRC-32 are those of the part's record, as when a disk has lost the end of its tar;
+    the part is deleted, so that the next build encodes it again.
+    """
+    assert sample.offset is not None
+    tar.seek(sample.offset)
+    data = tar.read(layout.sample_bytes(sizes))
+    spans = layout.member_spans(0, sizes)
+    if any(
+        isal_zlib.crc32(data[start : start + size]) != sample.crcs[n] for n, (start, size) in enumerate(spans) if size
+    ):
+        target.delete([part_record_name(part), tar_name(part)])
+        raise ToolkitError(
+            f"{target.location}: {tar_name(part)} is damaged ({sample.key} is not what was encoded); "
+            "run the same build again, and check the disk"
+        )
+    return data
 
 
 def _staged(sample: Sample, offset: int) -> StagedSample:

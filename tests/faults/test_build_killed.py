@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -17,10 +20,11 @@ import pytest
 from PIL import Image
 
 from shards.build import build
-from shards.errors import ShardSetError, UsageError
+from shards.errors import ShardSetError, ToolkitError, UsageError
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.writing.target import WORK
+from tests.faults.conftest import Tally, times
 
 OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 
@@ -104,6 +108,88 @@ def test_killed_and_run_again_gives_the_same_bytes(source: str, whole: dict[str,
     assert content(out) == whole
 
 
+def torn(out: Path) -> list[str]:
+    """Shards under their final name that are not whole."""
+    published = [path for path in out.rglob("*") if path.is_file() and WORK not in path.parts]
+    return [str(path) for path in published if path.suffix == ".tar" and not is_tar(path)]
+
+
+def is_tar(path: Path) -> bool:
+    try:
+        with tarfile.open(path) as tar:
+            tar.getmembers()
+    except tarfile.TarError:
+        return False
+    return path.read_bytes().endswith(bytes(1024))
+
+
+def test_killed_at_random_moments_nothing_is_torn_and_a_rerun_gives_the_same_bytes(
+    source: str, whole: dict[str, bytes], tmp_path: Path, tally: Tally
+):
+    moments, number, killed = random.Random(0), times(60, 3), 0
+    for trial in range(number):
+        out = tmp_path / f"set-{trial}"
+        process = start(source, out)
+        while not (out / WORK / "plan.json").exists():
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.8))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        assert torn(out) == []
+        build(source, source, out, OPTIONS, workers=1)
+        assert content(out) == whole
+    assert killed >= number // 2  # the others had ended before
+    tally("build: SIGKILL at random moments", killed)
+
+
+def test_killed_before_each_fsync_and_rename_a_rerun_gives_the_same_bytes(
+    source: str, whole: dict[str, bytes], tmp_path: Path, tally: Tally
+):
+    calls = range(1, 1000, times(1, 47))
+    tried = 0
+    for call in calls:
+        out = tmp_path / f"set-{call}"
+        words = [sys.executable, "-c", KILLED_AT_CALL, str(call), *command(source, out)[3:]]
+        process = subprocess.run(words, capture_output=True, timeout=60, check=False, start_new_session=True)
+        if process.returncode == 0:
+            assert content(out) == whole
+            break
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        tried += 1
+        assert torn(out) == []
+        build(source, source, out, OPTIONS, workers=1)
+        assert content(out) == whole
+    assert tried > times(30, 1)
+    tally("build: SIGKILL before an fsync or a rename", tried)
+
+
+@pytest.mark.parametrize("loss", ["cut", "flip"])
+def test_a_part_that_is_damaged_after_its_record_is_found_and_encoded_again(
+    source: str, whole: dict[str, bytes], tmp_path: Path, loss: str, tally: Tally
+):
+    chosen, number = random.Random(1), times(20, 2)
+    for trial in range(number):
+        out = tmp_path / f"set-{trial}"
+        words = [sys.executable, "-c", KILLED_WORKER, source, str(out), "write"]
+        subprocess.run(words, capture_output=True, timeout=60, check=False)
+        tars = sorted(path for path in (out / WORK).glob("0-*.tar"))
+        path = chosen.choice(tars)
+        data = bytearray(path.read_bytes())
+        if loss == "cut":
+            del data[chosen.randrange(len(data)) :]
+        else:
+            data[600] ^= 1  # in the first member, behind its header
+        path.write_bytes(data)
+        with contextlib.suppress(
+            ToolkitError
+        ):  # a cut in the padding, or of what is in its shard already, does no harm
+            build(source, source, out, OPTIONS, workers=1)
+        build(source, source, out, OPTIONS, workers=1)
+        assert content(out) == whole
+    tally(f"build: a part's tar damaged after its record ({loss})", number)
+
+
 def test_ctrl_c_is_one_line_and_a_rerun_completes(source: str, whole: dict[str, bytes], tmp_path: Path):
     out = tmp_path / "set"
     process = start(source, out)
@@ -165,6 +251,26 @@ def test_a_disk_that_is_full_is_one_line_with_the_file_and_a_rerun_completes(
     build(source, source, out, OPTIONS, workers=2)
     assert content(out) == whole
 
+
+KILLED_AT_CALL = """
+import os, signal, sys
+
+number, calls = int(sys.argv.pop(1)), 0
+
+def counted(call):
+    def wrapper(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == number:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        return call(*args, **kwargs)
+    return wrapper
+
+for name in ("fsync", "rename", "replace"):
+    setattr(os, name, counted(getattr(os, name)))
+from shards import cli
+cli.main(sys.argv[1:])
+"""
 
 KILLED_WORKER = """
 import os, signal, sys
