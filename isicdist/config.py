@@ -27,6 +27,8 @@ TrackerName = Literal["wandb", "tensorboard", "trackio", "none"]
 """Dashboard that shows a run; none: no dashboard."""
 
 
+MAX_CONFIG_LETTERS = 100_000
+_DEEP_NAME = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){30}")
 RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
 """Settings of version 0.1 by their names of today: in the records of older runs."""
 
@@ -314,9 +316,11 @@ def load_file(path: Path) -> dict[str, Any]:
 
 def parse_settings(text: str, where: str) -> dict[str, Any]:
     """Parse the settings of a TOML text, every key known to `TrainConfig`; `where` names it in messages."""
+    if len(text) > MAX_CONFIG_LETTERS or _DEEP_NAME.search(text):  # or its names take gigabytes
+        raise UsageError(f"{where}: not a config: it is longer, or its names are deeper, than any")
     try:
         settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits, and of deep nesting
         raise UsageError(f"{where}: not TOML: {error}") from error
     _check_keys(TrainConfig, settings, where, "")
     return settings

@@ -44,6 +44,7 @@ copied).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -63,9 +64,11 @@ DUPLICATES_NAME = "duplicates.csv"
 MEMBERS = ("jpg", "json", "mask.png", "original.png")
 IMAGE, META, MASK, ORIGINAL = range(4)
 
+MAX_SIZE = 8192  # pixels, of the side of a square image
 UNCOUNTED = 2**32 - 1  # foreground of a mask that was copied
 COPIED = "copied"  # flag of a sample that has the bytes of its source files
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+_KEY_BYTES = np.array([byte == 0 or KEY_PATTERN.match(chr(byte)) is not None for byte in range(256)])
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -198,7 +201,7 @@ class Index:
         for another format or version and for a missing or malformed field, CorruptShardError for a wrong digest.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
             name, version = value["format"], value["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ShardSetError(f"{where}: not the index of a shard set; build it again") from error
@@ -224,7 +227,7 @@ class Index:
         malformed, or when a file name points outside the set.
         """
         size = value["size"]
-        if size is not None and not _count(size):
+        if size is not None and not 1 <= _count(size) <= MAX_SIZE:
             raise ValueError(size)
         return cls(
             digest=_text(value["digest"]),
@@ -272,6 +275,38 @@ def sample_dtype(key_bytes: int) -> np.dtype[np.void]:
     return np.dtype(fields)
 
 
+def parse_table(data: bytes, shards: int) -> np.ndarray:
+    """Parse a sample table, the bytes of an .npy file, of a split with `shards` shards.
+
+    Nothing is allocated for what the header promises. Raises ValueError for anything but such a table.
+    """
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not version 1.0 of .npy")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    names = dtype.names or ()
+    if len(shape) != 1 or fortran or dtype.hasobject or "key" not in names or dtype["key"].kind != "S":
+        raise ValueError(f"shape {shape}, type {dtype}")
+    if dtype != sample_dtype(dtype["key"].itemsize) or len(data) - file.tell() != shape[0] * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes, shape {shape}, type {dtype}")
+    table = np.frombuffer(data, dtype, offset=file.tell())
+    if len(table) and int(table["shard"].max()) >= shards:
+        raise ValueError(f"shard {table['shard'].max()} of {shards}")
+    letters = np.array(table["key"]).view(np.uint8).reshape(len(table), dtype["key"].itemsize)
+    ends_early = (letters[:, :-1] == 0) & (letters[:, 1:] != 0)  # a key ends with the first 0
+    if not _KEY_BYTES[letters].all() or not letters[:, 0].all() or ends_early.any():
+        raise ValueError("a key with other characters than letters, digits, _ and -")
+    return table
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from strangers. Raises ValueError for what is none, also for text that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
 def canonical_json(value: Any) -> bytes:
     """Serialise to canonical JSON: sorted keys, no spaces, UTF-8; undecodable bytes of a file name are escaped."""
     text = _CANONICAL.encode(value)
@@ -284,7 +319,7 @@ def digest_of(index: Mapping[str, Any]) -> str:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(value)
     return value
 

@@ -6,8 +6,6 @@ A local set is read in place. The shards of a remote one are downloaded into the
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,7 +110,10 @@ class Split:
 
     def meta(self, index: int) -> dict[str, Any]:
         """Parse the JSON of a sample (`shards.format`)."""
-        return json.loads(bytes(self.read(index, format.META)))
+        try:
+            return format.parse_json(bytes(self.read(index, format.META)))
+        except ValueError as error:
+            raise self._corrupt(index, format.META, f"is not JSON ({error})") from error
 
     def open_shard(self, shard: int) -> BinaryIO:
         """Open a shard by its position in `entries`, downloading it if it is remote and not cached.
@@ -148,10 +149,7 @@ class Split:
         try:
             return decode(data, out)
         except (ValueError, OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
-            shard, key, name = self._names(index, member)
-            raise CorruptShardError(
-                f"{shard}: {key}.{name} does not decode ({error})", shard=shard, key=key, member=name
-            ) from error
+            raise self._corrupt(index, member, f"does not decode ({error})") from error
 
     def _map_shard(self, shard: int) -> mmap.mmap:
         # Two threads may both map a shard for the first time: one of the two maps is then dropped unused.
@@ -174,14 +172,8 @@ class Split:
         start, size = layout.member_spans(int(row["offset"]), row["size"].tolist())[member]
         body = memoryview(data)[start : start + size]
         if isal_zlib.crc32(body) != int(row["crc"][member]):
-            shard, key, name = self._names(index, member)
-            raise CorruptShardError(
-                f"{shard}: {key}.{name} is corrupt (its CRC-32 is not the index's); "
-                "copy the shard again or rebuild the set",
-                shard=shard,
-                key=key,
-                member=name,
-            )
+            what = "is corrupt (its CRC-32 is not the index's); copy the shard again or rebuild the set"
+            raise self._corrupt(index, member, what)
         return body
 
     def _check_members(self, shard: int, path: Path) -> None:
@@ -191,9 +183,10 @@ class Split:
             for member in np.flatnonzero(self.table["size"][index]):
                 self._read_member(data, int(index), int(member))
 
-    def _names(self, index: int, member: int) -> tuple[str, str, str]:
-        """The shard, key and member of a sample, for messages."""
-        return self.entries[int(self.table["shard"][index])].name, self.key(index), format.MEMBERS[member]
+    def _corrupt(self, index: int, member: int, what: str) -> CorruptShardError:
+        """Make the error about a member of a sample, with its shard and key."""
+        shard, key, name = self.entries[int(self.table["shard"][index])].name, self.key(index), format.MEMBERS[member]
+        return CorruptShardError(f"{shard}: {key}.{name} {what}", shard=shard, key=key, member=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,11 +264,16 @@ class ShardSet:
         if name not in splits:
             raise UsageError(f"{self.location}: no split {name!r}; it has {', '.join(sorted(splits))}")
         entry = splits[name]
+        try:
+            table = format.parse_table(self._read_table(entry.table), len(entry.shards))
+        except ValueError as error:
+            where, what = self.root / entry.table.name, str(error).partition("\n")[0]  # NumPy gives advice, too
+            raise CorruptShardError(f"{where}: not a sample table ({what}); build the set again") from error
         return Split(
             root=self.root,
             name=name,
             digest=self.digest,
-            table=np.load(io.BytesIO(self._read_table(entry.table)), allow_pickle=False),
+            table=table,
             entries=entry.shards,
             size=self.size,
             cached_set=self.cached_set,

@@ -25,7 +25,9 @@ DEFECT_SCORE, FLAW_SCORE = 1.0, 0.25
 MIN_FLAW_SHARE = 0.01
 """Share of the mask from which on its holes or islets are mentioned."""
 MIN_TWIN_DICE = 0.8
-"""Dice of two masks below which those of duplicate images disagree, and from which on two images seem exchanged."""
+"""Dice of two masks below which those of duplicate images disagree."""
+MIN_SWAP_DICE = 0.85
+"""Dice of the masks of two images with each other's predictions from which on they seem exchanged."""
 
 REASONS = {
     "empty": "the mask is empty, but a lesion is predicted",
@@ -187,7 +189,7 @@ def _swapped(keys: Sequence[str], measures: Sequence[Measures], scores: np.ndarr
     total = masks.sum(axis=1)[:, None] + predictions.sum(axis=1)[None]
     dice = 2 * (masks @ predictions.T) / np.maximum(total, 1)  # (n, n): mask i and prediction j
     own = np.diag(dice)
-    fits = (dice >= MIN_TWIN_DICE) & (dice > own[:, None] + 0.3)
+    fits = (dice >= MIN_SWAP_DICE) & (dice > own[:, None] + 0.3)
     mutual = np.where(fits & fits.T, dice + dice.T, 0)
     partners = {int(suspects[row]): int(suspects[mutual[row].argmax()]) for row in np.flatnonzero(mutual.any(axis=1))}
     return {keys[index]: keys[partner] for index, partner in partners.items()}

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -23,6 +25,7 @@ from isicdist.network.normalise import MEAN, STD
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
 from shards.errors import UsageError
+from shards.format import MAX_SIZE, parse_json
 from shards.geometry import RESIZE_MODES
 from shards.reader import ShardSet
 
@@ -66,10 +69,14 @@ class ModelMetadata:
     """Hash of the file of weights; `save_best` sets it."""
 
     def __post_init__(self) -> None:
-        if self.fit not in RESIZE_MODES or self.size < 1 or self.size % SIZE_DIVISOR:
+        if self.fit not in RESIZE_MODES or not 1 <= self.size <= MAX_SIZE or self.size % SIZE_DIVISOR:
             raise ValueError(f"fit {self.fit!r} to {self.size} pixels")
         if not len(self.mean) == len(self.std) == 3:
             raise ValueError(f"mean {self.mean} and std {self.std}: each needs 3 numbers")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std}: they must be finite, and std above 0")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold}: it must be from 0 to 1")
 
     @classmethod
     def of(
@@ -136,7 +143,7 @@ def load_metadata(path: str | Path) -> ModelMetadata:
         what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
         raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
     try:
-        value = json.loads((folder / METADATA_NAME).read_text())
+        value = parse_json((folder / METADATA_NAME).read_bytes())
         checksum = value.pop(CHECKSUM, None)  # version 0.1 wrote none
         unknown = value.keys() - {field.name for field in dataclasses.fields(ModelMetadata)}
         if unknown:
@@ -165,13 +172,18 @@ def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
         weights = load_weights(folder / MODEL)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a model of this isicdist ({error})") from error
-    model = ImprovedUNet(**dataclasses.asdict(metadata.architecture))
+    architecture = dataclasses.asdict(metadata.architecture)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:  # its message has a line for every weight
+        with torch.device("meta"):  # without memory: the file may describe a network of any size
+            expected = {name: value.shape for name, value in ImprovedUNet(**architecture).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{folder}: {METADATA_NAME} describes no network ({error})") from error
+    if expected != {name: value.shape for name, value in weights.items()}:
         raise CheckpointError(
             f"{folder}: the weights are of another network than {METADATA_NAME} describes; copy the whole folder again"
-        ) from error
+        )
+    model = ImprovedUNet(**architecture)
+    model.load_state_dict(weights)
     return model.eval(), metadata
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from isicdist.errors import CheckpointError
 from isicdist.network.best import MODEL
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
+from shards.format import parse_json
 
 EMA, OPTIMIZER, STATE, MANIFEST = "ema.safetensors", "optimizer.pt", "state.json", "manifest.json"
 HASHED_FILES = (MODEL, EMA, OPTIMIZER, STATE)
@@ -126,7 +127,7 @@ def newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def load(path: Path) -> Checkpoint:
     """Load one checkpoint and verify every byte. Raises CheckpointError that names the file that is wrong."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = parse_json((path / MANIFEST).read_bytes())
         for name in HASHED_FILES:
             if file_sha256(path / name) != manifest[name]:
                 raise CheckpointError(f"{path / name}: damaged (its sha256 is not the manifest's)")
@@ -135,7 +136,7 @@ def load(path: Path) -> Checkpoint:
             weights=load_weights(path / MODEL),
             ema=load_weights(path / EMA),
             optimizer=_load_optimizer(path / OPTIMIZER),
-            state=json.loads((path / STATE).read_text()),
+            state=parse_json((path / STATE).read_bytes()),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error})") from error

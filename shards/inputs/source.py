@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from shards.errors import SourceError
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
-MAX_FILE_BYTES = 1 << 29  # of one image or mask, unpacked
+MAX_FILE_BYTES = 1 << 28  # of one image or mask, unpacked
 MISSING = -1
 
 
@@ -113,8 +113,10 @@ class ZipSource:
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
-        """Decompress a whole file, checked against its CRC-32."""
-        return self._archive().read(name)
+        """Decompress a whole file, checked against its CRC-32; no more of it than the archive's list says."""
+        archive = self._archive()
+        with archive.open(name) as file:
+            return file.read(archive.getinfo(name).file_size)
 
     def close(self) -> None:
         """Close the archive of this process."""

@@ -58,8 +58,8 @@ class BuildOptions:
             raise UsageError("--split and --split-file: give one of the two")
         if self.split_archives and (self.split_file is not None or self.split != BuildOptions.split):
             raise UsageError("--split-archives: give it alone, without --split and --split-file")
-        if self.size is not None and not 16 <= self.size <= 8192:
-            raise UsageError(f"--size {self.size}: give 16 to 8192 pixels, or original")
+        if self.size is not None and not 16 <= self.size <= format.MAX_SIZE:
+            raise UsageError(f"--size {self.size}: give 16 to {format.MAX_SIZE} pixels, or original")
         if self.samples_per_shard < 1:
             raise UsageError(f"--samples-per-shard {self.samples_per_shard}: give 1 or more")
         if self.fit not in RESIZE_MODES:
