@@ -26,7 +26,7 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Generator[Path]:
     `temporary`: on the same file system as `path`; by default in the same folder. Raises OSError with its filename.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _set_filename(path):
+    with name_in_errors(path):
         try:
             yield temporary
             publish(temporary, path)
@@ -50,7 +50,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = _sibling(path, "new"), _sibling(path, "old")
-    with _set_filename(path):
+    with name_in_errors(path):
         shutil.rmtree(new, ignore_errors=True)  # left by a killed process
         new.mkdir()
         try:
@@ -80,7 +80,7 @@ def _sibling(path: Path, state: str) -> Path:
 
 
 @contextlib.contextmanager
-def _set_filename(path: Path) -> Generator[None]:
+def name_in_errors(path: Path) -> Generator[None]:
     """Set the filename of an OSError that has none, such as that of a full disk."""
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,15 @@ FULL = os.environ.get("FAULTS") == "full"
 def times(full: int, short: int) -> int:
     """Choose how often a fault is tried."""
     return full if FULL else short
+
+
+SCENES = {
+    "test_ranks": "one rank: out of memory, NaN, exception, SIGKILL, hang, launcher gone",
+    "test_signals": "SIGTERM, SIGUSR1, SIGINT: one process, one rank, launcher, repeated, in an evaluation",
+    "test_remote": "HTTP: resets, stalls, short bodies, 5xx, changed content, dead and silent servers",
+    "test_train_killed": "training: SIGKILL inside saves, and global generators seeded anew",
+}
+"""Rows of the table for the tests that try one thing each, by module."""
 
 
 @pytest.fixture
@@ -33,11 +43,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     failed: dict[str, int] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            for name, value in report.user_properties:
-                if name == "fault":
-                    what, number = value  # pyright: ignore[reportGeneralTypeIssues]
-                    tried[what] = tried.get(what, 0) + number
-                    failed[what] = failed.get(what, 0) + (outcome == "failed")
+            counted = [value for name, value in report.user_properties if name == "fault"]
+            scene = SCENES.get(Path(report.fspath).stem)
+            for what, number in counted or ([(scene, 1)] if scene else []):  # pyright: ignore[reportGeneralTypeIssues]
+                tried[what] = tried.get(what, 0) + number
+                failed[what] = failed.get(what, 0) + (outcome == "failed")
     if not tried:
         return
     terminalreporter.section("what was tried, how often, what was lost")

@@ -10,7 +10,7 @@ from typing import Any
 
 from isicdist.errors import CheckpointError, TrainingError
 from isicdist.training.tracking.events import Details, EvaluationMetrics, RunState, Sink, TrainMetrics
-from shards.files import write_file
+from shards.files import name_in_errors, write_file
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -51,8 +51,9 @@ class MetricsFile(Sink):
     def _append(self, event: dict[str, Any]) -> None:
         """Write one line with one system call, so that a reader never sees half of it."""
         data = json.dumps(event, allow_nan=False).encode() + b"\n"
-        if self._file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        with name_in_errors(self._path):
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _step_of(self, line: bytes) -> int:
         try:
