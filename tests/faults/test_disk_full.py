@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def words_of(what: str, archive: tuple[Path, Path], shard_set: Path, trained: Path, out: Path) -> list[object]:
+def words_of(what: str, archive: tuple[Path, Path], shard_set: Path, trained: Path, out: Path) -> Sequence[object]:
     """The command that writes to `out`."""
     images, masks = archive
     small = ["--model.base-channels", 4, "--steps", 6, "--checkpoint-every", 1, "--eval-every", 2]
