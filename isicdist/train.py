@@ -351,7 +351,8 @@ class Trainer:
 
     def _open_tracker(self) -> Tracker:
         main = self.accelerator.is_main_process
-        return Tracker.open(self.run_folder, self.record.to_json(), main=main, total_steps=self.total_steps)
+        record = {**self.record.to_json(), "dataset": self.shards.describe()}
+        return Tracker.open(self.run_folder, record, main=main, total_steps=self.total_steps)
 
     def _make_up_for_pending_evaluation(self) -> None:
         """Take up a run where its checkpoint stands: its log, and an evaluation that a signal interrupted."""

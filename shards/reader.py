@@ -254,6 +254,11 @@ class ShardSet:
                 f"{self.location}: its index does not say how the images were resized; build the set again"
             ) from error
 
+    def describe(self) -> dict[str, Any]:
+        """Give the samples of each split and the counts of the build, excluded pairs among them, as plain values."""
+        splits = {name: entry.samples for name, entry in self.index.splits.items()}
+        return {"splits": splits, "counts": self.index.counts.to_json()}
+
     def split(self, name: str) -> Split:
         """Open one split and check its table.
 

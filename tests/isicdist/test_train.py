@@ -45,6 +45,8 @@ def test_a_run_leaves_what_the_design_names(whole, shard_set):
     assert config["data_digest"] == index["digest"]
     assert config["world_size"] == 1
     assert config["batch"]["global_size"] == 6
+    assert config["dataset"]["splits"] == {name: split["samples"] for name, split in index["splits"].items()}
+    assert config["dataset"]["counts"]["packed"] == index["counts"]["packed"]
     train = lines(whole, "train")
     assert [line["step"] for line in train] == list(range(1, 13))
     keys = "event step epoch samples loss pooled_dice lr grad_norm images_per_s data_wait skipped memory_bytes"
