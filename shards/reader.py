@@ -113,7 +113,7 @@ class Split:
         try:
             return format.parse_json(bytes(self.read(index, format.META)))
         except ValueError as error:
-            raise self._corrupt(index, format.META, f"is not JSON ({error})") from error
+            raise self._corrupt(index, format.META, f"is not a sample's JSON ({error})") from error
 
     def open_shard(self, shard: int) -> BinaryIO:
         """Open a shard by its position in `entries`, downloading it if it is remote and not cached.
