@@ -53,7 +53,7 @@ def test_own_loop_learns_and_is_the_same_on_two_processes(shard_set, python):
         assert done.returncode == 0, done.stderr
         losses.append([float(value) for value in re.findall(r"loss ([\d.]+)", done.stdout)])
     assert losses[0][1] < losses[0][0]
-    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert losses[1] == pytest.approx(losses[0], abs=5e-3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
