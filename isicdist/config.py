@@ -28,7 +28,7 @@ TrackerName = Literal["wandb", "tensorboard", "trackio", "none"]
 
 
 MAX_CONFIG_LETTERS = 100_000
-_DEEP_NAME = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){30}")
+_DEEP_NAME = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){30}")
 RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
 """Settings of version 0.1 by their names of today: in the records of older runs."""
 
@@ -317,7 +317,10 @@ def load_file(path: Path) -> dict[str, Any]:
 def parse_settings(text: str, where: str) -> dict[str, Any]:
     """Parse the settings of a TOML text, every key known to `TrainConfig`; `where` names it in messages."""
     if len(text) > MAX_CONFIG_LETTERS or _DEEP_NAME.search(text):  # or its names take gigabytes
-        raise UsageError(f"{where}: not a config: it is longer, or its names are deeper, than any")
+        what = f"more than {MAX_CONFIG_LETTERS} letters, or a name of more than 30 parts"
+        raise UsageError(
+            f"{where}: not a config ({what}); give a TOML file of settings, as docs/configuration.md has them"
+        )
     try:
         settings = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also of a number with thousands of digits, and of deep nesting

@@ -76,7 +76,7 @@ def folds_of(count: int) -> list[Fold]:
     """List the folds of a cross-validation. Raises UsageError for fewer than two."""
     if count < 2:
         raise UsageError(f"--folds {count}: give at least 2")
-    return [Fold(number=number, count=count) for number in range(1, count + 1)]
+    return Fold(number=1, count=count).all
 
 
 def commands(data: str, runs: Path, fold: Fold, flags: Sequence[str], config_file: Path | None) -> list[list[str]]:

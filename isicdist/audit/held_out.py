@@ -73,7 +73,9 @@ def held_out_splits(shards: ShardSet, data: str, runs: Path, ensemble: Ensemble)
         for fold, member in zip(folds, ensemble.members, strict=True)
     ]
     others = [
-        open_scored_split(data, name, None, size, str(runs)) for name in shards.index.splits.keys() - POOLED_SPLITS
+        open_scored_split(data, name, None, size, str(runs))
+        for name in shards.index.splits
+        if name not in POOLED_SPLITS
     ]
     return parts + [HeldOutSplit(split=split, name=split.name, predictor=ensemble) for split in others]
 

@@ -400,6 +400,7 @@ def configs(root: Path, folder: Path) -> Iterator[Case]:
         "nested tables": "a = " + "{b = " * 50_000,
         "10,000 digits": "epochs = " + "9" * 10_000,
         "dotted for ever": ".".join(["a"] * 50_000) + " = 1",
+        "a word of 90,000 letters": "a" * 90_000,
         "not UTF-8": "\udcff",
         "unknown section": "[__class__]\nx = 1",
     }
