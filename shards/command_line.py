@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -89,7 +90,8 @@ def _exit_code(command: Callable[[], int | None], *, debug: bool) -> int:
         return _print_failure(error, str(error), error.exit_code, debug)
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        return _print_failure(error, f"{path}{error.strerror or error}", 1, debug)
+        advice = "; raise the limit (ulimit -n 1024)" if error.errno == errno.EMFILE else ""
+        return _print_failure(error, f"{path}{error.strerror or error}{advice}", 1, debug)
     except KeyboardInterrupt as error:
         return _print_failure(error, "interrupted", INTERRUPTED, debug)
 

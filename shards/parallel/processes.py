@@ -49,7 +49,7 @@ def run_parallel(
 
     With more than one worker the processes are forked when the block begins, so they share all that is imported and
     opened by then; with one, the work is done in this process. `work` is a module-level function; `report` is called
-    with the number of items done. Raises ToolkitError when a process is killed.
+    with the number of items done. Raises ToolkitError when a process cannot be started, or is killed.
     """
     if workers == 1:
         yield _run_serially(work, parts, shared, report)
@@ -63,7 +63,9 @@ def run_parallel(
         return pool.submit(_run_in_worker, work, part)
 
     try:
-        yield results_in_order(submit, parts, LOOKAHEAD * workers, poll=lambda: report(counter.value))
+        with _all_or_none(workers):
+            results = results_in_order(submit, parts, LOOKAHEAD * workers, poll=lambda: report(counter.value))
+        yield results
     except BrokenProcessPool as error:
         raise ToolkitError(
             "a worker process was killed, perhaps for want of memory; run the same command again, "
@@ -72,6 +74,22 @@ def run_parallel(
     finally:
         pool.shutdown(cancel_futures=True)
         gc.unfreeze()
+
+
+@contextmanager
+def _all_or_none(workers: int) -> Generator[None]:
+    """Start the processes of a pool within: when one cannot be, those before it are killed. Raises ToolkitError."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except OSError as error:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()  # the pool would wait for it for ever
+        raise ToolkitError(
+            f"{workers} worker processes cannot be started ({error.strerror}); "
+            "raise the limit of open files or processes (ulimit -n, ulimit -u), or give fewer --workers"
+        ) from error
 
 
 def results_in_order(

@@ -13,6 +13,9 @@ FULL = os.environ.get("FAULTS") == "full"
 """Set by `make test-faults`; `make test` has a short form of each row."""
 
 
+root_only = pytest.mark.skipif(not FULL or os.getuid() != 0, reason="make test-faults, as root: it mounts and limits")
+
+
 def times(full: int, short: int) -> int:
     """Choose how often a fault is tried."""
     return full if FULL else short

@@ -1,9 +1,11 @@
-"""Servers for shard sets behind a URL: a plain one, a real nginx, and a proxy that fails on purpose."""
+"""Servers: a plain one, a real nginx, a proxy that fails on purpose, and one for wandb that falls silent."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -154,3 +156,51 @@ def nginx(folder: Path, work: Path) -> Iterator[Served]:
         server.terminate()
         server.wait(10)
         served.requests.update(log.read_text().split())
+
+
+@contextlib.contextmanager
+def wandb_server(*, answers: int = 10**9, status: int = 200) -> Iterator[Served]:
+    """As much of wandb's server as a run needs: it answers so many requests, with `status`, and then falls silent."""
+    served, ended = Served(""), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            served.requests[self.path.rpartition("/")[2]] += 1
+            if served.requests.total() > answers:
+                ended.wait()
+                self.close_connection = True
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            answer = self.data(json.loads(body)) if self.path == "/graphql" else {}
+            text = json.dumps({"data": answer}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_PUT = do_POST  # noqa: N815  the names that the base class calls
+
+        def data(self, body: dict[str, Any]) -> dict[str, Any]:
+            query = body["query"]
+            project = {"id": "p", "name": "isicdist", "entity": {"id": "e", "name": "someone"}}
+            bucket = {"id": "b", "name": "run", "displayName": "run", "project": project, "historyLineCount": 0}
+            if "upsertBucket" in query:
+                return {
+                    "upsertBucket": {"bucket": {**bucket, "config": "{}", "summaryMetrics": "{}"}, "inserted": True}
+                }
+            if "createRunFiles" in query:
+                files = [{"name": name, "uploadUrl": f"{served.url}/upload"} for name in body["variables"]["files"]]
+                return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+            return {"model": {"bucket": None}}  # there is no run of that name yet
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with _running(Handler, served):
+        try:
+            yield served
+        finally:
+            ended.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from isicdist.network.best import load_best
 from isicdist.training import checkpoint
 from shards.errors import ShardSetError
 from shards.reader import ShardSet
-from tests.faults.conftest import FULL, Tally
+from tests.faults.conftest import Tally, root_only
 
-pytestmark = pytest.mark.skipif(not FULL or os.getuid() != 0, reason="make test-faults, as root: it mounts a tmpfs")
+pytestmark = root_only
 
 
 def mount(*words: str) -> None:

@@ -107,7 +107,9 @@ def resolve_wandb_mode() -> tuple[str, str]:
     settings and the netrc file.
     """
     mode = os.environ.get("WANDB_MODE")
-    if mode and mode != "online":
+    if mode == "":
+        del os.environ["WANDB_MODE"]  # which wandb refuses; in a shell, an empty variable is none
+    elif mode and mode != "online":
         return mode, "WANDB_MODE"
     import wandb
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -92,3 +94,22 @@ def test_a_worker_that_is_killed_is_an_error_with_a_way_out():
         run_parallel(dies_at_three, range(9), None, workers=2, report=lambda done: None) as results,
     ):
         list(results)
+
+
+FEW_FILES = """
+import resource
+from shards.errors import ToolkitError
+from shards.parallel.processes import run_parallel
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))
+try:
+    with run_parallel(max, [1], 2, workers=3, report=print):
+        pass
+except ToolkitError as error:
+    print(error)
+"""
+
+
+def test_workers_of_which_one_cannot_be_started_are_ended_and_the_limit_is_named():
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("3 worker processes cannot be started (Too many open files); raise the limit of open")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,9 @@ def test_the_mode_is_offline_without_a_login(monkeypatch):
     assert resolve_wandb_mode()[0] == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert resolve_wandb_mode()[0] == "disabled"
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert resolve_wandb_mode()[0] == "online"
+    assert "WANDB_MODE" not in os.environ, "wandb refuses an empty one"
 
 
 def test_a_disabled_wandb_logs_and_prints_nothing(monkeypatch, tmp_path):

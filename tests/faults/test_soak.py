@@ -1,0 +1,88 @@
+"""A long run, with many epochs, evaluations and checkpoints: memory, open files, threads and speed stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.faults.conftest import FULL, Tally
+
+pytestmark = pytest.mark.skipif(not FULL, reason="make test-faults")
+
+STEPS = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What all ranks together have, once so many steps were logged."""
+
+    step: int
+    memory: int
+    files: int
+    threads: int
+
+
+def usage(launcher: psutil.Process, step: int) -> Usage | None:
+    """Measure the ranks; None once they end."""
+    try:
+        ranks = launcher.children(recursive=True)
+        return Usage(
+            step=step,
+            memory=sum(rank.memory_full_info().uss for rank in ranks),
+            files=sum(rank.num_fds() for rank in ranks),
+            threads=sum(rank.num_threads() for rank in ranks),
+        )
+    except psutil.Error:
+        return None
+
+
+def test_two_thousand_steps_on_two_processes_grow_nothing(shard_set: Path, tmp_path: Path, tally: Tally):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", "-m", "isicdist"]
+    command += ["train", "--data", str(shard_set), "--run", str(run), "--steps", str(STEPS), "--epochs", "1000"]
+    command += ["--batch.global-size", "4", "--model.base-channels", "2", "--log-every", "10", "--eval-every", "100"]
+    command += ["--checkpoint-every", "50", "--tracker", "none"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    seen: list[Usage] = []
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said)
+        try:
+            launcher, metrics = psutil.Process(process.pid), run / "metrics.jsonl"
+            while process.poll() is None:
+                step = 10 * metrics.read_text().count('"train"') if metrics.exists() else 0
+                if step and (measured := usage(launcher, step)):
+                    seen.append(measured)
+                time.sleep(0.5)
+        finally:
+            process.kill()
+    assert process.returncode == 0, (tmp_path / "said").read_text()
+
+    def during(first: float, last: float) -> list[Usage]:
+        return [each for each in seen if first * STEPS <= each.step < last * STEPS]
+
+    early, late = during(0.1, 0.3), during(0.8, 0.98)
+    assert len(early) > 5
+    assert len(late) > 5
+    grown = statistics.median(each.memory for each in late) / statistics.median(each.memory for each in early)
+    assert grown < 1.03, f"memory grew to {grown:.3f} of what it was"
+    assert max(each.files for each in late) <= max(each.files for each in early) + 2
+    assert max(each.threads for each in late) <= max(each.threads for each in early)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    speeds = [event["images_per_s"] for event in events if event["event"] == "train"]
+    assert len(speeds) == STEPS // 10
+    tenth = len(speeds) // 10
+    pace = statistics.median(speeds[-tenth:]) / statistics.median(speeds[1 : 1 + tenth])
+    print(f"soak: memory {grown:.3f}, speed {pace:.3f} of the beginning")
+    assert pace > 0.95
+    tally("soak: steps on 2 processes; memory, files, threads, speed", STEPS)
