@@ -23,7 +23,7 @@ test-browser: .venv/installed-dev
 
 # Kills, cuts, full disks, flipped bits and hostile files, as often as the table in docs/faults.md says; it prints that
 # table. `make test` has a short form of each.
-test-faults: .venv/installed-dev
+test-faults: .venv/installed-fuzz
 	FAULTS=full $(PYTEST) tests/faults --timeout 1800 -m "not slow"
 
 # Several hosts as network namespaces, a SLURM on them, and an S3 server: needs root, iproute2, nginx, and Debian's
@@ -62,6 +62,10 @@ clean:
 
 .venv/installed-cluster-tests: .venv/installed-dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster-tests]'
+	touch $@
+
+.venv/installed-fuzz: .venv/installed-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
 	touch $@
 
 .venv/installed-docs: .venv/installed

@@ -35,6 +35,7 @@ from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.summary import ResolutionScores
 from shards.errors import UsageError
 from shards.files import write_file
+from shards.format import parse_json
 from shards.reader import ShardSet
 from shards.tables import csv_bytes
 
@@ -154,7 +155,7 @@ def read_scores(runs: Path) -> dict[str, PooledScores]:
     """Read the pooled scores of a finished cross-validation by setting. Raises CheckpointError for a damaged file."""
     path = runs / SUMMARY_NAME
     try:
-        scores: Mapping[str, Any] = json.loads(path.read_bytes())["scores"]
+        scores: Mapping[str, Any] = parse_json(path.read_bytes())["scores"]
         return {setting: PooledScores.from_json(value) for setting, value in scores.items()}
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: missing or damaged; run the same isicdist crossval again") from error

@@ -28,6 +28,7 @@ from isicdist.network.unet import SIZE_DIVISOR
 from isicdist.outputs import FOLDERS, Outputs, check_ids, write_submission
 from shards.errors import SourceError, UsageError
 from shards.files import write_file
+from shards.format import parse_json
 from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_image
 from shards.inputs.match import MASK_SUFFIX, Rejected, images_only
@@ -229,7 +230,7 @@ def _check_settings(outputs: Outputs, settings: dict[str, Any], files: list[File
     """Raise UsageError where OUT holds masks made with other settings, or not by a prediction."""
     path = outputs.folder / SETTINGS_NAME
     try:
-        earlier = json.loads(path.read_text())
+        earlier = parse_json(path.read_bytes())
         changes = [f"{name} {earlier[name]}, not {value}" for name, value in settings.items() if earlier[name] != value]
     except FileNotFoundError:
         foreign = next((mask for mask in map(outputs.mask, files) if mask.exists()), None)

@@ -44,7 +44,6 @@ copied).
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -69,6 +68,7 @@ UNCOUNTED = 2**32 - 1  # foreground of a mask that was copied
 COPIED = "copied"  # flag of a sample that has the bytes of its source files
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _KEY_BYTES = np.array([byte == 0 or KEY_PATTERN.match(chr(byte)) is not None for byte in range(256)])
+_TABLE_SHAPE = re.compile(rb"\{'descr':\[\('key','\|S(\d{1,2})'\),.*'shape':\((\d{1,12}),\),\}\Z")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -278,18 +278,18 @@ def sample_dtype(key_bytes: int) -> np.dtype[np.void]:
 def parse_table(data: bytes, shards: int) -> np.ndarray:
     """Parse a sample table, the bytes of an .npy file, of a split with `shards` shards.
 
-    Nothing is allocated for what the header promises. Raises ValueError for anything but such a table.
+    Its header is compared, not evaluated as numpy does, and nothing is allocated for what it promises. Raises
+    ValueError for anything but such a table.
     """
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not version 1.0 of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    names = dtype.names or ()
-    if len(shape) != 1 or fortran or dtype.hasobject or "key" not in names or dtype["key"].kind != "S":
-        raise ValueError(f"shape {shape}, type {dtype}")
-    if dtype != sample_dtype(dtype["key"].itemsize) or len(data) - file.tell() != shape[0] * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes, shape {shape}, type {dtype}")
-    table = np.frombuffer(data, dtype, offset=file.tell())
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = data[10:start].replace(b" ", b"").rstrip(b"\n")  # numpy's versions fill it up differently
+    shape = _TABLE_SHAPE.match(header)
+    if data[:8] != b"\x93NUMPY\x01\x00" or shape is None:
+        raise ValueError(f"no table of samples, but {data[:80]!r}")
+    dtype, rows = sample_dtype(int(shape[1])), int(shape[2])
+    if header != _table_header(dtype, rows) or len(data) != start + rows * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes, {header.decode(errors='replace')}")
+    table = np.frombuffer(data, dtype, offset=start)
     if len(table) and int(table["shard"].max()) >= shards:
         raise ValueError(f"shard {table['shard'].max()} of {shards}")
     letters = np.array(table["key"]).view(np.uint8).reshape(len(table), dtype["key"].itemsize)
@@ -297,6 +297,12 @@ def parse_table(data: bytes, shards: int) -> np.ndarray:
     if not _KEY_BYTES[letters].all() or not letters[:, 0].all() or ends_early.any():
         raise ValueError("a key with other characters than letters, digits, _ and -")
     return table
+
+
+def _table_header(dtype: np.dtype[np.void], rows: int) -> bytes:
+    """Give the header that `np.save` writes for a table, without the spaces."""
+    header = str({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)})
+    return header.replace(" ", "").replace(",)}", ",),}").encode()
 
 
 def parse_json(text: str | bytes) -> Any:

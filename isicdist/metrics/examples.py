@@ -25,7 +25,7 @@ from isicdist.metrics.dice import DEFAULT_THRESHOLD, DiceSummary, per_image_scor
 from isicdist.metrics.results import Results
 from shards.codecs import decode_image, decode_mask, encode_image, encode_mask
 from shards.files import atomic_folder
-from shards.format import KEY_PATTERN
+from shards.format import KEY_PATTERN, parse_json
 from shards.geometry import ResizePlan
 from shards.reader import Split
 
@@ -196,4 +196,4 @@ def read_examples(folder: Path) -> list[Example]:
 
     Raises KeyError, TypeError or ValueError for a malformed file, OSError for a missing one.
     """
-    return [Example.from_json(entry, folder) for entry in json.loads((folder / EXAMPLES_NAME).read_bytes())]
+    return [Example.from_json(entry, folder) for entry in parse_json((folder / EXAMPLES_NAME).read_bytes())]

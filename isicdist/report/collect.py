@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from isicdist.metrics.summary import SUMMARY_NAME, EvaluationSummary
 from isicdist.network.best import METADATA_NAME, ModelMetadata
 from isicdist.training.tracking import CONFIG_NAME, METRICS_NAME, EvaluationMetrics, TrainMetrics, read_metrics
 from shards.errors import UsageError
-from shards.format import Counts
+from shards.format import Counts, parse_json
 
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
@@ -238,7 +237,7 @@ class CrossValidation:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged, not JSON ({error})") from error
 

@@ -108,7 +108,7 @@ class ZipSource:
 
     def files(self, source: int) -> list[File]:
         """List the files of the archive, sorted by name. Raises SourceError when it is not a whole zip archive."""
-        entries = [entry for entry in self._archive().infolist() if not entry.is_dir()]
+        entries = [entry for entry in self._archive().infolist() if not entry.filename.endswith("/")]
         found = [File(source, entry.filename, entry.file_size, crc=entry.CRC) for entry in entries]
         return sorted(found, key=lambda file: file.name)
 
@@ -137,7 +137,7 @@ class ZipSource:
             file = self._open()
             try:
                 self._archives[process] = zipfile.ZipFile(file)
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
                 file.close()
                 raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
         return self._archives[process]

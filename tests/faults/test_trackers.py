@@ -55,7 +55,7 @@ def test_wandb_whose_server(
 ):
     with wandb_server(answers=answers, status=status) as server:
         said = train(python, shard_set, tmp_path / "run", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
-        assert server.requests.total() > min(answers, 1)
+        assert server.requests.total() > (what == "silent in mid-run")
     assert mode in said
     tally(f"trackers: wandb, {what}", 1)
 

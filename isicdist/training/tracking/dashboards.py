@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import subprocess
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from isicdist.config import TrainConfig
 from isicdist.training.tracking.client import Client, one_line
 from isicdist.training.tracking.events import Details, EvaluationMetrics, Note, RunState, Sink, TrainMetrics
 from shards.errors import UsageError
+from shards.format import parse_json
 
 CONFIG_NAME = "config.json"
 DEFAULT_TRACKERS = TrainConfig.tracker
@@ -107,7 +107,7 @@ def start_dashboards(run: Path, config: dict[str, Any], note: Note) -> list[Dash
 def join_dashboards(run: Path, note: Note) -> list[Dashboard]:
     """Continue in the dashboards of a run that has ended, to add an evaluation; none for a folder without a run."""
     try:
-        config = json.loads((run / CONFIG_NAME).read_bytes())
+        config = parse_json((run / CONFIG_NAME).read_bytes())
         names = _requested(config)
     except (OSError, ValueError, AttributeError):  # a model that was copied away from its run
         return []

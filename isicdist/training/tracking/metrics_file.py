@@ -11,6 +11,7 @@ from typing import Any
 from isicdist.errors import CheckpointError, TrainingError
 from isicdist.training.tracking.events import Details, EvaluationMetrics, RunState, Sink, TrainMetrics
 from shards.files import name_in_errors, write_file
+from shards.format import parse_json
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -57,7 +58,7 @@ class MetricsFile(Sink):
 
     def _step_of(self, line: bytes) -> int:
         try:
-            return json.loads(line)["step"]
+            return parse_json(line)["step"]
         except (ValueError, KeyError, TypeError):
             raise TrainingError(
                 f"{self._path}: not an event: {line[:60]!r}; repair that line or move the file away"
@@ -75,7 +76,7 @@ def read_metrics(path: Path) -> tuple[list[TrainMetrics], list[EvaluationMetrics
         if not line.endswith(b"\n"):
             continue
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             if event["event"] == TrainMetrics.event:
                 train.append(TrainMetrics.from_json(event))
             elif event["event"] == EvaluationMetrics.event:
