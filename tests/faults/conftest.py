@@ -24,8 +24,7 @@ def times(full: int, short: int) -> int:
 SCENES = {
     "test_ranks": "one rank: out of memory, NaN, exception, SIGKILL, hang, launcher gone",
     "test_signals": "SIGTERM, SIGUSR1, SIGINT: one process, one rank, launcher, repeated, in an evaluation",
-    "test_remote": "HTTP: resets, stalls, short bodies, 5xx, changed content, dead and silent servers",
-    "test_train_killed": "training: SIGKILL inside saves, and global generators seeded anew",
+    "test_remote": "HTTP: changed content, dead and silent servers, nginx",
 }
 """Rows of the table for the tests that try one thing each, by module."""
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from shards.errors import ShardSetError, ToolkitError, UsageError
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
 from shards.writing.target import WORK
-from tests.faults.conftest import Tally, times
+from tests.faults.conftest import FULL, Tally, times
 
 OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
 
@@ -51,13 +52,13 @@ def whole(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     return content(out)
 
 
-def command(source: str, out: Path) -> list[str]:
-    words = ["--images", source, "--masks", source, "--out", str(out), "--workers", "2", "--size", "64"]
+def command(source: str, out: Path | str, *where: str) -> list[str]:
+    words = ["--images", source, "--masks", source, "--out", str(out), "--size", "64", *(where or ("--workers", "2"))]
     return [sys.executable, "-m", "shards", "build", *words, "--samples-per-shard", "4", "--split", OPTIONS.split]
 
 
-def start(source: str, out: Path) -> subprocess.Popen:
-    return subprocess.Popen(command(source, out), start_new_session=True, preexec_fn=heed_ctrl_c)
+def start(source: str, out: Path | str, *where: str) -> subprocess.Popen:
+    return subprocess.Popen(command(source, out, *where), start_new_session=True, preexec_fn=heed_ctrl_c)
 
 
 def heed_ctrl_c() -> None:
@@ -123,24 +124,51 @@ def is_tar(path: Path) -> bool:
     return path.read_bytes().endswith(bytes(1024))
 
 
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Dask cluster of two workers."""
+    pytest.importorskip("distributed", reason="pip install 'isicdist[cluster]'")
+    from tests.shards.parallel.test_dask import Dask
+
+    running = Dask(tmp_path_factory.mktemp("dask"))
+    try:
+        running.wait_for_scheduler()
+        for _ in range(2):
+            running.add_worker()
+        yield running.address
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ("in a folder", times(40, 3)),
+        pytest.param("into a URL", 20, marks=pytest.mark.skipif(not FULL, reason="make test-faults")),
+        pytest.param("under Dask", 20, marks=pytest.mark.skipif(not FULL, reason="make test-faults")),
+    ],
+)
 def test_killed_at_random_moments_nothing_is_torn_and_a_rerun_gives_the_same_bytes(
-    source: str, whole: dict[str, bytes], tmp_path: Path, tally: Tally
+    request, source: str, whole: dict[str, bytes], tmp_path: Path, where: str, number: int, tally: Tally
 ):
-    moments, number, killed = random.Random(0), times(60, 3), 0
+    moments, killed = random.Random(0), 0
+    words = ["--scheduler", request.getfixturevalue("dask")] if where == "under Dask" else []
     for trial in range(number):
         out = tmp_path / f"set-{trial}"
-        process = start(source, out)
+        target = f"file://{out}" if where == "into a URL" else out
+        process = start(source, target, *words)
         while not (out / WORK / "plan.json").exists():
+            assert process.poll() is None
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.8))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         assert torn(out) == []
-        build(source, source, out, OPTIONS, workers=1)
+        build(source, source, target, OPTIONS, workers=1)
         assert content(out) == whole
     assert killed >= number // 2  # the others had ended before
-    tally("build: SIGKILL at random moments", killed)
+    tally(f"build {where}: SIGKILL at random moments", killed)
 
 
 def test_killed_before_each_fsync_and_rename_a_rerun_gives_the_same_bytes(

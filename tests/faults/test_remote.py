@@ -19,6 +19,7 @@ from shards.reader import ShardSet
 from shards.remote import folder as remote
 from shards.remote.cache import NodeCache
 from tests.conftest import Command
+from tests.faults.conftest import Tally
 from tests.faults.servers import FAULTS, NGINX, faulty, nginx, serve
 
 
@@ -35,7 +36,7 @@ def epochs(url: str, root: Path, number: int, **options: int) -> list[list[int]]
 
 
 def test_faults_lose_no_sample_and_repeat_none(
-    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     monkeypatch.setattr(remote, "READ_TIMEOUT_SECONDS", 0.3)
     samples = len(ShardSet.open(shard_set).split("train"))
@@ -44,6 +45,7 @@ def test_faults_lose_no_sample_and_repeat_none(
     assert all(sorted(epoch) == list(range(samples)) for epoch in found)
     assert len({tuple(epoch) for epoch in found}) == 5
     assert set(proxy.faults) == set(FAULTS)
+    tally("HTTP: epochs with 20 % of the requests reset, stalled, cut or 5xx", 5)
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx-light)")
