@@ -1,0 +1,42 @@
+"""Licences of what is installed with isicdist or one of its extras, and the bill of materials of its wheel."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FOR_DEVELOPERS = {"bench", "dev", "cluster-tests", "fuzz", "docs"}
+USED = [
+    Requirement(text).name
+    for extra, requirements in {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}.items()
+    for text in requirements
+    if extra not in FOR_DEVELOPERS
+]
+PERMISSIVE = re.compile(r"Apache|MIT|BSD|PSF|Python Software Foundation")
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_dependency_has_a_permissive_licence(name: str):
+    try:
+        found = metadata(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    classifiers = [each for each in found.get_all("Classifier") or [] if each.startswith("License ::")]
+    named = [found.get("License-Expression") or "", (found.get("License") or "").partition("\n")[0], *classifiers]
+    assert PERMISSIVE.search(" ".join(named)), named
+    assert "GPL" not in " ".join(named)
+
+
+def test_every_dependency_has_a_version_that_it_is_tested_with():
+    """The bill of materials of the wheel takes it from there."""
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    unpinned = {"trackio"}  # it asks for an older Pillow than the pins: see pyproject.toml
+    assert set(map(canonicalize_name, USED)) - set(map(canonicalize_name, names)) == unpinned
