@@ -1,13 +1,15 @@
 """Write files and folders atomically: under its final name a file is complete, however the process ends.
 
 Write to a temporary name in the same folder, fsync, rename, fsync the folder. A killed process leaves at most a
-temporary file (`.NAME.PID.new`) or folder (`.NAME.new`, `.NAME.old`), which the next write of that name replaces.
+temporary file (`.NAME.PID.new`: see `remove_temporary_files`) or a folder (`.NAME.new`, `.NAME.old`), which the next
+write of that name replaces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -32,6 +34,14 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Generator[Path]:
             publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what `atomic_file` left directly in `folder` in processes that were killed."""
+    for path in folder.glob(".*.new"):
+        process = re.search(r"\.(\d{1,9})\.new$", path.name)
+        if process and not _is_alive(int(process[1])):
+            path.unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -73,6 +83,16 @@ def recover_folder(path: Path) -> None:
     old = _sibling(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _sibling(path: Path, state: str) -> Path:

@@ -62,9 +62,12 @@ def run_parallel(
     def submit(part: Part) -> Future[Result]:
         return pool.submit(_run_in_worker, work, part)
 
+    def report_done() -> None:
+        report(counter.get_obj().value)  # without its lock, which a worker that was killed may hold for ever
+
     try:
         with _all_or_none(workers):
-            results = results_in_order(submit, parts, LOOKAHEAD * workers, poll=lambda: report(counter.value))
+            results = results_in_order(submit, parts, LOOKAHEAD * workers, poll=report_done)
         yield results
     except BrokenProcessPool as error:
         raise ToolkitError(

@@ -36,7 +36,7 @@ from isicdist.training.tracking.events import (
 from isicdist.training.tracking.live_display import LiveDisplay
 from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile, read_metrics
 from isicdist.training.tracking.wandb_log import resolve_wandb_mode
-from shards.files import write_file
+from shards.files import remove_temporary_files, write_file
 
 __all__ = [
     "CONFIG_NAME",
@@ -73,6 +73,7 @@ class Tracker:
         if not main:
             return cls()
         run.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(run)
         write_file(run / CONFIG_NAME, json.dumps(config, indent=1).encode() + b"\n")
         metrics_file, console = MetricsFile(run), _open_console(run, total_steps)
         dashboards = start_dashboards(run, config, console.note)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from shards.errors import ToolkitError
+from shards.parallel import processes
 from shards.parallel.processes import Advance, results_in_order, run_parallel
 
 
@@ -94,6 +95,23 @@ def test_a_worker_that_is_killed_is_an_error_with_a_way_out():
         run_parallel(dies_at_three, range(9), None, workers=2, report=lambda done: None) as results,
     ):
         list(results)
+
+
+def dies_with_the_lock(part: int, shared: None, advance: Advance) -> int:
+    assert processes._worker
+    processes._worker[1].get_lock().acquire()
+    return dies_at_three(3, shared, advance)
+
+
+@pytest.mark.timeout(30)
+def test_a_worker_that_is_killed_while_it_counts_does_not_stop_the_count():
+    reports: list[int] = []
+    with (
+        pytest.raises(ToolkitError, match="a worker process was killed"),
+        run_parallel(dies_with_the_lock, range(9), None, workers=2, report=reports.append) as results,
+    ):
+        list(results)
+    assert set(reports) == {0}
 
 
 FEW_FILES = """
