@@ -137,7 +137,7 @@ class ZipSource:
             file = self._open()
             try:
                 self._archives[process] = zipfile.ZipFile(file)
-            except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                 file.close()
                 raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
         return self._archives[process]
