@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.conftest import ROOT
+
+WORKER = Path(__file__).parent / "faulty_worker.py"
+Launch = Callable[..., subprocess.Popen[bytes]]
 Tally = Callable[[str, int], None]
 FULL = os.environ.get("FAULTS") == "full"
 """Set by `make test-faults`; `make test` has a short form of each row."""
@@ -37,6 +47,54 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
         record_property("fault", [what, tried])
 
     return count
+
+
+@pytest.fixture
+def launched(shard_set: Path, tmp_path: Path) -> Iterator[Launch]:
+    """Start `faulty_worker` FAULT FIRST LAST train WORDS on two processes under a launcher; LAST is optional.
+
+    What it says goes to `tmp_path / "said"`; whatever is left at the end is killed.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def launch(fault: str, first: int, *words: object, last: int = 999) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", str(WORKER)]
+        command += [fault, str(first), str(last), "train", "--data", str(shard_set), "--run", str(tmp_path / "run")]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "said").open("w") as said:
+            command += map(str, words)
+            started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said))
+        return started[0]
+
+    yield launch
+    for process in started:
+        ranks = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for each in (process, *ranks):  # a rank has a session of its own, and one that hangs outlives its launcher
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+def both_ranks(launcher: subprocess.Popen[bytes], seconds: float = 60) -> list[psutil.Process]:
+    """Wait until a launcher has started two ranks; returns them by rank."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            by_rank = {each.environ().get("RANK"): each for each in psutil.Process(launcher.pid).children()}
+            if by_rank.keys() == {"0", "1"}:
+                return [by_rank["0"], by_rank["1"]]
+        time.sleep(0.05)
+    raise AssertionError("the launcher has started no two ranks")
+
+
+def wait_for(what: str, said: Path, seconds: float = 90) -> str:
+    """Wait until the file `said` has a match of the pattern `what`; returns its text."""
+    end = time.monotonic() + seconds
+    while not re.search(what, text := said.read_text()):
+        assert time.monotonic() < end, text
+        time.sleep(0.05)
+    return text
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

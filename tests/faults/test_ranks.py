@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent.parent
-WORKER = Path(__file__).parent / "faulty_worker.py"
+from tests.faults.conftest import FULL, WORKER, Launch, Tally, both_ranks, wait_for
+
 WORDS = ("--epochs", 9, "--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1, "--checkpoint-every", 1)
 
 
@@ -70,44 +66,12 @@ def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(
     assert torch.equal(weights(run, 5)["stem.weight"], weights(run, 7)["stem.weight"])
 
 
-@pytest.fixture
-def launched(shard_set, tmp_path) -> Iterator:
-    """Start the worker on two processes under a launcher; whatever is left at the end is killed."""
-    started: list[subprocess.Popen] = []
-
-    def launch(fault: str, first: int, *words: object) -> subprocess.Popen:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", str(WORKER)]
-        command += [fault, str(first), "999", "train", "--data", str(shard_set), "--run", str(tmp_path / "run")]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        with (tmp_path / "said").open("w") as said:
-            words = (*command, *WORDS, *words)
-            started.append(subprocess.Popen([str(word) for word in words], cwd=ROOT, env=env, stdout=said, stderr=said))
-        return started[0]
-
-    yield launch
-    for process in started:
-        ranks = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for each in (process, *ranks):  # a rank has a session of its own, and one that hangs outlives its launcher
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait()
-
-
-def wait_for(what: str, told: Path, seconds: float = 90) -> str:
-    end = time.monotonic() + seconds
-    while not re.search(what, text := told.read_text()):
-        assert time.monotonic() < end, text
-        time.sleep(0.05)
-    return text
-
-
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [("kill", r"rank +: 1 .*\n.*exitcode +: -9 .*\(SIGKILL\)"), ("corrupt", r"rank 1: 000003.tar: ISIC_0000007.jpg")],
 )
 def test_when_one_rank_dies_the_others_follow_and_it_is_named(launched, tmp_path, fault, cause):
-    process = launched(fault, 3)
+    process = launched(fault, 3, *WORDS)
     wait_for(r"step 2/", tmp_path / "said")
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert ranks
@@ -123,7 +87,7 @@ def test_when_one_rank_dies_the_others_follow_and_it_is_named(launched, tmp_path
 
 
 def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
-    launched("hang", 3, "--timeout", 3)
+    launched("hang", 3, *WORDS, "--timeout", 3)
     text = wait_for("does not answer", tmp_path / "said")
     assert re.search(
         rf"error: rank 0: another rank \(1 on {platform.node()}\) has .* \(Timed out waiting 3000ms.*\); its own line",
@@ -132,7 +96,7 @@ def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
 
 
 def test_without_their_launcher_the_ranks_save_and_go(launched, tmp_path):
-    process = launched("nan", 9999)
+    process = launched("nan", 9999, *WORDS)
     wait_for("step 3", tmp_path / "said")
     ranks = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
@@ -140,3 +104,37 @@ def test_without_their_launcher_the_ranks_save_and_go(launched, tmp_path):
     assert not alive
     assert (tmp_path / "run" / "REQUEUE").exists()
     assert set(re.findall(r"rank (\d): stopped by a signal", (tmp_path / "said").read_text())) == {"0", "1"}
+
+
+NAMES = {"corrupt": "exception", "kill": "SIGKILL", "freeze": "SIGSTOP"}
+LAUNCHER_GRACE_SECONDS = 30
+"""After this time the launcher kills a rank that SIGTERM has not ended."""
+
+
+@pytest.mark.skipif(not FULL, reason="make test-faults")
+@pytest.mark.parametrize(("moment", "call"), [("start", 1), ("step", 3), ("evaluation", 2), ("save", 3)])
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("corrupt", r"error: rank {rank}: 000003.tar: ISIC_0000007.jpg"),
+        ("kill", r"rank +: {rank} .*\n.*exitcode +: -9 .*\(SIGKILL\)"),
+        ("freeze", r"another rank \({rank} on .*\) has gone or does not answer"),
+    ],
+    ids=["exception", "SIGKILL", "SIGSTOP"],
+)
+def test_a_fault_of_one_rank_at_any_moment_ends_the_others(
+    launched: Launch, tmp_path: Path, fault: str, cause: str, moment: str, call: int, tally: Tally
+):
+    timeout, noticing = 5, 15  # seconds: to find out which rank it is, and to end
+    faulty = 0 if moment == "save" else 1
+    process = launched(f"{fault}@{moment}", call, *WORDS, "--eval-every", 2, "--timeout", timeout)
+    ranks = both_ranks(process)
+    wait_for("here comes the fault", tmp_path / "said")
+    _, alive = psutil.wait_procs([ranks[1 - faulty]], timeout=timeout + noticing if fault == "freeze" else 10)
+    assert not alive
+    process.wait(timeout=LAUNCHER_GRACE_SECONDS + 10)
+    assert process.returncode
+    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    said = (tmp_path / "said").read_text()
+    assert re.search(cause.format(rank=faulty), said), said
+    tally(f"one rank: {NAMES[fault]}, at the start, in a step, an evaluation, a save", 1)
