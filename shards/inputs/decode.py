@@ -21,8 +21,8 @@ from PIL import Image
 from shards import codecs
 from shards.errors import ToolkitError
 from shards.geometry import ResizePlan
+from shards.inputs.binary_png import decode_binary_png
 from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
-from shards.inputs.grey_png import decode_grey_png
 from shards.inputs.headers import plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.match import Pair, Rejected
@@ -105,9 +105,9 @@ def load_pair(pair: Pair, sources: list[Source], mode: str, side: int | None) ->
     picture, mask_picture = _header(pair.image, data), _header(pair.mask, mask_data)
     with _as_bad_pair(pair.mask):
         _check_jpeg(mask_picture, mask_data)
-        grey = decode_grey_png(mask_data)
-        mask, flags = read_mask(mask_picture, grey)
-        mask_tag = _orientation(mask_picture) if grey is None else 1
+        binary = decode_binary_png(mask_data)
+        mask, flags = read_mask(mask_picture, binary)
+        mask_tag = _orientation(mask_picture) if binary is None else 1
     rgb_jpeg = _is_rgb_jpeg(picture)
     with _as_bad_pair(pair.image):
         image = None if rgb_jpeg else _checked_rgb(picture, data)  # before its EXIF: see `upright_rgb`
@@ -161,7 +161,7 @@ def read_raw_pair(pair: Pair, sources: list[Source]) -> RawPair | None:
     with _as_bad_pair(pair.image):
         decode_jpeg(jpeg, min_size=(1, 1))  # at an eighth, which takes half of the time; damage shows all the same
     with _as_bad_pair(pair.mask):
-        mask, _ = read_mask(_header(pair.mask, png), decode_grey_png(png))
+        mask, _ = read_mask(_header(pair.mask, png), decode_binary_png(png))
     plan = ResizePlan.of("original", size[1], size[0], None)
     return RawPair(jpeg=jpeg, png=png, resize_plan=plan, has_lesion=bool(mask.any()))
 

@@ -36,19 +36,17 @@ class MaskValueError(Exception):
     """Mask whose values can be read in more than one way; the text says why, and what to do."""
 
 
-def read_mask(picture: Image.Image, grey: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+def read_mask(picture: Image.Image, binary: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
     """Decode a mask of any mode to (H, W) uint8, 255 where the lesion is, else 0; and its flags.
 
-    `grey`: the values (H, W) uint8 of a picture of mode L, where they are decoded already. The flags are constant-mask
-    (all lesion or none) and grey-mask (values between black and white). Raises MaskValueError when it is ambiguous, and
+    `binary`: the picture as (H, W) uint8, where it is known to be of 0 and 255 only. The flags are constant-mask (all
+    lesion or none) and grey-mask (values between black and white). Raises MaskValueError when it is ambiguous, and
     what Pillow raises for damaged bytes.
     """
-    if grey is not None:
-        values = grey
-    elif picture.mode in ("1", "L"):
-        values = np.asarray(picture.convert("L"))
-    else:
-        values = _marks(*_colours_and_alpha(picture))  # (H, W)
+    if binary is not None:
+        return binary, ["constant-mask"] if binary.min() == binary.max() else []
+    grey = picture.mode in ("1", "L")
+    values = np.asarray(picture.convert("L")) if grey else _marks(*_colours_and_alpha(picture))  # (H, W)
     levels = reduce_to_8_bits(values)
     low, high = int(levels.min()), int(levels.max())
     black_and_white = (levels + np.uint8(1)).max() <= 1  # 255 + 1 is 0

@@ -32,8 +32,8 @@ from isicdist.network.weights import load_weights
 from isicdist.training.tracking.metrics_file import read_metrics
 from shards import codecs, format
 from shards.errors import ShardSetError, SourceError, ToolkitError
+from shards.inputs.binary_png import decode_binary_png
 from shards.inputs.decode import BadPairError, load_image
-from shards.inputs.grey_png import decode_grey_png
 from shards.inputs.headers import ends_of, plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.source import File, ZipSource
@@ -110,14 +110,14 @@ def mask(data: bytes) -> None:
     stored = expect(PICTURE_ERRORS, codecs.decode_mask, data)
     assert stored is None or stored.max(initial=0) <= 1
     plain_png(data)
-    grey = expect((), decode_grey_png, data)
-    if grey is not None:
+    binary = expect((), decode_binary_png, data)
+    if binary is not None:
         with Image.open(io.BytesIO(data)) as picture:
-            assert np.array_equal(np.asarray(picture), grey)
+            assert np.array_equal(np.asarray(picture), binary)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if picture.width * picture.height < 10**6:
-                read_mask(picture, grey)
+                read_mask(picture, binary)
     except (*PICTURE_ERRORS, MaskValueError):
         pass
 
