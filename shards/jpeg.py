@@ -97,8 +97,10 @@ def _decode_by_pillow(data: bytes, out: np.ndarray | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF tags
             with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+                if picture.size[::-1] != jpeg_size(data):  # Pillow reads the last one, and the first was checked
+                    raise ValueError("two frame headers of different sizes")
                 pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
     if out is None or out.shape != pixels.shape:
         return pixels
