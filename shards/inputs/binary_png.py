@@ -1,9 +1,9 @@
 """Decode 8-bit PNGs of black and white only, as masks are, in a quarter of Pillow's time.
 
 The rows of a PNG are filtered (PNG specification, section 9): a byte says by how much a pixel differs from what its
-neighbours predict. In a mask hardly any differs, so isal inflates the bytes, NumPy finds those that are not 0, and a
-row is computed as the set of its edges (`_edges_of_row`), which most rows share with the one above. All else is for
-Pillow: greys, the filter Average, interlacing, palettes, transparency, other depths, EXIF, and whatever is damaged.
+neighbours predict. In a mask hardly any differs, so isal inflates the bytes, NumPy finds those that are not 0, and only
+there a row is changed. All else is for Pillow: greys, the filter Average, interlacing, palettes, transparency, other
+depths, EXIF, and whatever is damaged.
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ def _unfiltered(rows: np.ndarray) -> np.ndarray | None:
     ys, xs, added = differing
     bounds, columns = np.searchsorted(ys, np.arange(len(rows) + 1)).tolist(), xs.tolist()
     lines: list[bytearray] = []
-    edges, line = list[int](), bytearray(width)  # of the row above
+    above = black = bytearray(width)
     for kind, (first, last) in zip(filters, itertools.pairwise(bounds), strict=True):
-        if first < last or (edges and kind in (_NONE, _SUB)):
-            edges = _edges_of_row(kind, columns[first:last], edges, width)
-            line = _drawn(edges, width)
+        line = above if kind in (_UP, _PAETH) else black
+        if first < last:
+            line = _UNFILTER[kind](columns[first:last], line)
         lines.append(line)
+        above = line
     pixels = np.frombuffer(b"".join(lines), np.uint8).reshape(len(rows), width)
     # Black and white are made by what was added to the other of the two.
     return pixels if (added == np.where(pixels[ys, xs], _WHITE, _BLACK)).all() else None
@@ -100,30 +101,37 @@ def _differing(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | 
     return ys[pixels], columns[pixels] - 1, flat[places[pixels]]
 
 
-def _edges_of_row(kind: int, differing: list[int], above: list[int], width: int) -> list[int]:
-    """Compute the edges of a row, ascending: each x where white begins, and where it ends.
-
-    `differing` are the x of the pixels that are not as predicted, `above` the edges of the row above. None predicts
-    black, Sub the pixel to the left, and Up the one above. Paeth predicts, of two values, the one above where that is
-    an edge, else the one to the left.
-    """
-    if kind in (_NONE, _UP):
-        return sorted(set(above if kind == _UP else ()) ^ set(differing) ^ {x + 1 for x in differing})
-    edges = differing
-    if kind == _PAETH:
-        edges, white, white_above = list[int](), False, False
-        for x in sorted({*above, *differing} - {width}):
-            white_above ^= x in above
-            predicted = white_above if x in above else white
-            if (predicted ^ (x in differing)) != white:
-                white = not white
-                edges.append(x)
-    return [*edges, width] if len(edges) % 2 else edges
+def _unfilter_none_or_up(differing: list[int], predicted: bytearray) -> bytearray:
+    """Draw a row of which the pixels at the x in `differing` are not as in `predicted`: the row above, or black."""
+    line = bytearray(predicted)
+    for x in differing:
+        line[x] ^= 255
+    return line
 
 
-def _drawn(edges: list[int], width: int) -> bytearray:
-    """Draw a row by its edges."""
-    line = bytearray(width)
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
+def _unfilter_sub(differing: list[int], black: bytearray) -> bytearray:
+    """Draw a row of which the pixels at the x in `differing` are not like the one to their left."""
+    line = bytearray(black)
+    for start, end in zip(differing[::2], [*differing[1::2], len(line)], strict=False):  # the last may reach to the end
         line[start:end] = b"\xff" * (end - start)
     return line
+
+
+def _unfilter_paeth(differing: list[int], above: bytearray) -> bytearray:
+    """Draw a row of which the pixels at the x in `differing` are not as Paeth predicts.
+
+    Of two values, it predicts the one above where that is not like the one to its left, else the one to the left.
+    """
+    row = np.frombuffer(above, np.uint8)
+    edges_above = np.flatnonzero(np.diff(row, prepend=np.uint8(0))).tolist()
+    edges: list[int] = []
+    white = 0
+    for x in sorted({*edges_above, *differing}):
+        predicted = above[x] if x in edges_above else white
+        if predicted ^ (255 if x in differing else 0) != white:
+            edges.append(x)
+            white ^= 255
+    return _unfilter_sub(edges, bytearray(len(above)))
+
+
+_UNFILTER = {_NONE: _unfilter_none_or_up, _SUB: _unfilter_sub, _UP: _unfilter_none_or_up, _PAETH: _unfilter_paeth}
