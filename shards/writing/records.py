@@ -12,7 +12,7 @@ from shards.inputs.match import Rejected
 from shards.planning.plan import PlannedShard
 from shards.writing.target import WORK
 
-RECORDS_VERSION = 2
+RECORDS_VERSION = 3
 """A build that another version of the records has begun cannot be resumed."""
 
 
