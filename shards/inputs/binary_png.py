@@ -31,8 +31,8 @@ def decode_binary_png(data: bytes) -> np.ndarray | None:
         return None
     width, height = struct.unpack(">II", data[16:24])
     compressed = _image_data(data)
-    if compressed is None or not 0 < width * height <= codecs.MAX_PIXELS:
-        return None
+    if compressed is None or not 0 < width * height <= codecs.MAX_PIXELS or height > codecs.MAX_JPEG_SIDE:
+        return None  # no picture that a JPEG could have is higher: its rows would fill the memory as a list
     length = height * (width + 1)  # each row begins with the type of its filter
     inflate = isal_zlib.decompressobj()
     try:

@@ -70,6 +70,7 @@ def test_every_filter_is_undone(data: st.DataObject, width: int, height: int):
         filtered(np.zeros((4, 5), np.uint8), [0, 0, 0, 0])[:-20],
         filtered(np.zeros((4, 5), np.uint8), [0, 0, 0, 0]).replace(b"IEND", b"IENd"),
         filtered(np.zeros((4, 5), np.uint8), [0, 0, 0, 0]).replace(struct.pack(">II", 5, 4), struct.pack(">II", 5, 3)),
+        filtered(np.zeros((70_000, 1), np.uint8), [2] * 70_000),
         b"",
         turned(),
     ],
