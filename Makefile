@@ -12,7 +12,7 @@ demo: .venv/installed
 test: .venv/installed-dev lint
 	$(PYTEST) -m "not slow and not cluster"
 
-# What takes minutes: the network compiled by inductor.
+# What takes minutes: the network compiled by inductor, an exported ensemble, the GPU kit on a CPU.
 test-slow: .venv/installed-dev
 	$(PYTEST) -m slow
 

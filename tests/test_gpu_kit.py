@@ -25,6 +25,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_short_kit_runs_every_row_that_needs_no_gpu(kit):
     rows = {row["name"]: row for row in json.loads((kit / "gpu.json").read_text())["rows"]}
     assert {row["result"] for row in rows.values()} == {"passed", "measured", "needs a GPU"}
@@ -35,6 +36,7 @@ def test_the_short_kit_runs_every_row_that_needs_no_gpu(kit):
     assert rows["bare step, 4 x 48, float32"]["values"]["images_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_every_row_is_in_the_table_and_explained_in_the_readme(kit):
     table = (kit / "gpu.md").read_text()
     readme = (ROOT / "benchmarks" / "gpu" / "README.md").read_text()

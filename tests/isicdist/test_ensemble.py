@@ -125,6 +125,7 @@ def test_a_model_or_an_ensemble_is_given(words, tmp_path, capsys):
     assert "give RUN, or --ensemble RUN1 RUN2 ... in its place" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_mean_of_an_ensemble_is_exported_as_one_file(runs, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -166,14 +166,13 @@ def losses(run: Path) -> torch.Tensor:
     return torch.tensor([line["loss"] for line in lines(run, "train")], dtype=torch.float64)
 
 
-def test_two_and_three_processes_train_as_one_does_in_float64(python, shard_set, tmp_path):
-    """Invariant 4, augmentation and dropout on; 6 does not divide by 3 x 2, so places are masked, too."""
-    first, *others = together(python, shard_set, tmp_path, "float64", [(1, 6), (2, 2), (3, 1)])
-    for run in others:
-        torch.testing.assert_close(losses(first), losses(run), rtol=0, atol=1e-9)
-        one, other = weights(first, 20), weights(run, 20)
-        for name in one:
-            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-9)
+def test_three_processes_train_as_one_does_in_float64(python, shard_set, tmp_path):
+    """Invariant 4, augmentation and dropout on; micro batches of 4 leave places of the 6 samples masked."""
+    first, other = together(python, shard_set, tmp_path, "float64", [(1, 4), (3, 1)])
+    torch.testing.assert_close(losses(first), losses(other), rtol=0, atol=1e-9)
+    one, other = weights(first, 20), weights(other, 20)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-9)
 
 
 def test_two_processes_lose_as_one_does_in_float32(python, shard_set, tmp_path):
