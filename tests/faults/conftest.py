@@ -32,7 +32,7 @@ def times(full: int, short: int) -> int:
 
 
 SCENES = {
-    "test_ranks": "one rank: out of memory, NaN, exception, SIGKILL, hang, launcher gone",
+    "test_ranks": "one rank: out of memory, NaN, hang, launcher gone",
     "test_signals": "SIGTERM, SIGUSR1, SIGINT: one process, one rank, launcher, repeated, in an evaluation",
     "test_remote": "HTTP: changed content, dead and silent servers, nginx",
 }
