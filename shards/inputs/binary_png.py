@@ -1,4 +1,4 @@
-"""Decode 8-bit PNGs of black and white only, as masks are, in a quarter of Pillow's time.
+"""Decode 8-bit PNGs of black and white only, as masks are, in half of Pillow's time.
 
 The rows of a PNG are filtered (PNG specification, section 9): a byte says by how much a pixel differs from what its
 neighbours predict. In a mask hardly any differs, so isal inflates the bytes, NumPy finds those that are not 0, and only
