@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
+
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
@@ -53,18 +55,36 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory, archive: tuple[Path, Pat
 
 
 @pytest.fixture(scope="session")
-def python() -> Command:
-    """Run `python ARGS` as a user would, on one process or (`processes`) under `accelerate launch`."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Run `python ARGS` as a user would, on one process or (`processes`) under `accelerate launch`.
+
+    In a fork of a process that has imported torch, or in a new interpreter (`anew`): where it matters what happens
+    while it starts, and for `-c`.
+    """
 
     def run(
-        *words: object, processes: int = 1, env: Mapping[str, str] | None = None, precision: str = "no"
+        *words: object,
+        processes: int = 1,
+        env: Mapping[str, str] | None = None,
+        precision: str = "no",
+        anew: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable]
+        launcher: list[str] = []
         if processes > 1:
-            command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-            command += ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", precision]
+            launcher = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(processes)]
+            launcher += ["--main_process_port", "0", "--mixed_precision", precision]
         merged = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(env or {})}
-        command += [str(word) for word in words]
+        program = [str(word) for word in words]
+        if not anew:
+            folder = tmp_path_factory.mktemp("printed")
+            code = forking.run(program, launcher, merged, folder)
+            return subprocess.CompletedProcess(
+                program, code, *((folder / name).read_text() for name in ("stdout", "stderr"))
+            )
+        command = [sys.executable]
+        if launcher:
+            command += ["-m", "accelerate.commands.launch", *launcher]
+        command += program
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=merged, timeout=240, check=False)
 
     return run

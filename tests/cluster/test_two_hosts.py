@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from isicdist.distributed.scaling_model import allreduce_seconds
 from tests.cluster.hosts import Host, wait_for, wait_for_port
 
+pytestmark = pytest.mark.cluster
 WORDS = ("--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1, "--checkpoint-every", 1, "--keep", 99)
 RENDEZVOUS = {"static": (), "c10d": ("--rdzv_backend", "c10d")}
 
@@ -47,7 +48,7 @@ def losses(run: Path) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["event"] == "train"}
 
 
-@pytest.mark.parametrize("rendezvous", ["static", pytest.param("c10d", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_a_run_on_two_hosts_scores_as_one_process_does(cluster, shard_set, tmp_path, rendezvous):
     machines, run, outputs = cluster[:2], tmp_path / "run", [tmp_path / "alpha.log", tmp_path / "beta.log"]
     words = ("train", "--data", shard_set, "--run", run, "--steps", 3, *WORDS)
@@ -62,7 +63,6 @@ def test_a_run_on_two_hosts_scores_as_one_process_does(cluster, shard_set, tmp_p
     assert on_two == scores(run)
 
 
-@pytest.mark.cluster
 def test_a_host_that_is_cut_off_is_named_and_a_relaunch_resumes(cluster, shard_set, tmp_path):
     machines, run, outputs = cluster[:2], tmp_path / "run", [tmp_path / "alpha.log", tmp_path / "beta.log"]
     words = ("train", "--data", shard_set, "--run", run, "--timeout", 8, "--steps", 200, *WORDS)
@@ -85,7 +85,6 @@ def test_a_host_that_is_cut_off_is_named_and_a_relaunch_resumes(cluster, shard_s
     assert losses(run).keys() == set(range(1, 201))
 
 
-@pytest.mark.cluster
 def test_each_host_fetches_each_shard_once(cluster, shard_set, tmp_path):
     *machines, files = cluster
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin")
@@ -107,7 +106,6 @@ def test_each_host_fetches_each_shard_once(cluster, shard_set, tmp_path):
     assert fetched == {f"{host.address} /{shard}": 1 for host in machines for shard in shards}
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("megabits_per_s", [50, 200, 800])
 def test_the_model_of_the_all_reduce_fits_a_slow_link(cluster, tmp_path, megabits_per_s):
     """The rate that `tc` sets gives, by the scaling model, the time that the doctor measures."""
@@ -123,7 +121,6 @@ def test_the_model_of_the_all_reduce_fits_a_slow_link(cluster, tmp_path, megabit
     assert link["seconds"] == pytest.approx(expected, rel=0.3)
 
 
-@pytest.mark.cluster
 def test_the_model_of_a_step_fits_training_over_a_slow_link(cluster, shard_set, tmp_path):
     """Steps on two and three hosts take the time of one host and that of the all-reduce at 20 Mbit/s."""
     seconds: dict[int, float] = {}

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import Command
 from tests.faults.conftest import FULL, Tally
 
-WORKER = Path(__file__).parent / "forked_worker.py"
-KILLS = [f"kill-{number}" for number in (range(2, 52, 2) if FULL else (2, 11, 16, 22, 38))]
+WORKER = Path(__file__).parent / "killed_worker.py"
+WORDS = ("--steps", 6, "--epochs", 9, "--eval-every", 3, "--checkpoint-every", 2, "--keep", 1, "--log-every", 1)
+WORDS += ("--batch.global-size", 6, "--model.base-channels", 2, "--optim.ema-decay", 0.9)
+
+
+def train(python: Command, data: Path, run: Path, *fault: str, processes: int = 1) -> CompletedProcess[str]:
+    """Train, with a fault of `killed_worker` or without."""
+    program = (WORKER, *fault) if fault else ("-m", "isicdist")
+    return python(*program, "train", "--data", data, "--run", run, *WORDS, processes=processes)
 
 
 @pytest.fixture(scope="module")
-def runs(python, shard_set, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("forked")
-    specs = ["whole", "reseed", *KILLS]
-    for first in range(0, len(specs), 9):
-        done = python(WORKER, shard_set, out, *specs[first : first + 9])
-        assert done.returncode == 0, done.stderr
-    return out
+def whole(python: Command, shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = train(python, shard_set, run)
+    assert done.returncode == 0, done.stderr
+    return run
 
 
 def learnt(run: Path) -> tuple[list[dict], bytes, bytes, dict]:
@@ -45,45 +52,35 @@ def check_same(whole: Path, other: Path) -> None:
     assert cards[0] == cards[1]
 
 
-@pytest.mark.parametrize("name", [*KILLS, "reseed"])
-def test_a_run_that_was_killed_or_reseeded_equals_the_one_that_was_not(runs, name, tally: Tally):
-    check_same(runs / "whole", runs / name)
-    tally(f"training: {'global generators seeded anew' if name == 'reseed' else 'SIGKILL inside saves'}", 1)
+@pytest.mark.parametrize("number", range(2, 52, 2) if FULL else (2, 11, 16, 22, 38))
+def test_a_run_that_was_killed_equals_the_one_that_was_not(python, shard_set, whole, tmp_path, number, tally: Tally):
+    killed = train(python, shard_set, tmp_path / "run", f"kill-{number}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = train(python, shard_set, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    check_same(whole, tmp_path / "run")
+    left = [path.name for folder in ("run", "run/checkpoints") for path in (tmp_path / folder).iterdir()]
+    assert not [name for name in left if name.startswith(".")]
+    tally("training: SIGKILL inside saves", 1)
 
 
-@pytest.mark.parametrize("name", KILLS)
-def test_a_killed_save_leaves_nothing_behind(runs, name):
-    left = [path.name for path in [*(runs / name).iterdir(), *(runs / name / "checkpoints").iterdir()]]
-    assert "step-00000006" in left
-    assert not [entry for entry in left if entry.startswith(".")]
-
-
-KILLED_RANK_0 = """
-import os, sys
-from isicdist.cli import main
-from tests.faults.forked_worker import kill_before
-
-if os.environ["RANK"] == "0":
-    kill_before(int(sys.argv[1]))
-main(sys.argv[2:])
-"""
+def test_nothing_depends_on_the_global_generators(python, shard_set, whole, tmp_path, tally: Tally):
+    done = train(python, shard_set, tmp_path / "run", "reseed")
+    assert done.returncode == 0, done.stderr
+    check_same(whole, tmp_path / "run")
+    tally("training: global generators seeded anew", 1)
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults")
 @pytest.mark.parametrize("numbers", [(3, 11), (16, 22, 38)])
 def test_two_processes_of_which_the_one_that_saves_is_killed(python, shard_set, tmp_path, numbers, tally: Tally):
-    from tests.faults.forked_worker import WORDS  # late: it imports all of isicdist
-
-    script, env = tmp_path / "killed.py", {"PYTHONPATH": str(ROOT)}
-    script.write_text(KILLED_RANK_0)
-    train = ("train", "--data", shard_set, *WORDS, "--run")
-    done = python("-m", "isicdist", *train, tmp_path / "whole", processes=2)
+    done = train(python, shard_set, tmp_path / "whole", processes=2)
     assert done.returncode == 0, done.stderr
     for number in numbers:
         run = tmp_path / f"kill-{number}"
-        killed = python(script, number, *train, run, processes=2, env=env)
-        assert "(SIGKILL)" in killed.stderr, killed.stderr
-        done = python("-m", "isicdist", *train, run, processes=2)
+        killed = train(python, shard_set, run, f"kill-{number}", processes=2)
+        assert "SIGKILL" in killed.stderr, killed.stderr
+        done = train(python, shard_set, run, processes=2)
         assert done.returncode == 0, done.stderr
         check_same(tmp_path / "whole", run)
         tally("training: SIGKILL inside saves, on two processes", 1)

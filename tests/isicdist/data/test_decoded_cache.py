@@ -127,7 +127,7 @@ for number in range(len(split)):
 
 
 def test_a_process_that_is_killed_while_it_writes_does_no_harm(split, tmp_path, python, decodes):
-    assert python("-c", DIE_HALF_WAY, split.root, tmp_path).returncode == -9
+    assert python("-c", DIE_HALF_WAY, split.root, tmp_path, anew=True).returncode == -9
     cache = DecodedCache(split, tmp_path)
     assert read_epoch(split, cache) == read_epoch(split, cache)
     assert decodes == Counter(range(3, len(split)))

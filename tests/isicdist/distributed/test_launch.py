@@ -20,7 +20,7 @@ from shards.errors import UsageError
 def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(python, tmp_path):
     words = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     words += ("--mixed_precision", "no", "-m", "isicdist", "train", "--data", tmp_path, "--run", tmp_path / "run")
-    done = python(*words)
+    done = python(*words, anew=True)
     assert done.returncode != 0
     assert "started one process for several" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -32,7 +32,7 @@ def test_a_cpu_computes_in_the_precision_that_is_faster_on_it(python, precision)
 from isicdist.distributed import launch
 print(launch.start(probe_cpu=lambda: {precision!r}).mixed_precision)
 """
-    done = python("-c", program, env={"ACCELERATE_MIXED_PRECISION": "bf16"})
+    done = python("-c", program, env={"ACCELERATE_MIXED_PRECISION": "bf16"}, anew=True)
     assert done.stdout.split() == [precision], done.stderr
     assert ("bf16 is slower than float32 on this CPU" in done.stderr) is (precision == "no")
 
@@ -42,11 +42,12 @@ print(launch.start(probe_cpu=lambda: {precision!r}).mixed_precision)
     [("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"), ("ACCELERATE_USE_FSDP", "true"), ("WORLD_SIZE", "two")],
 )
 def test_a_variable_left_over_in_the_shell_is_one_line_and_no_traceback(python, tmp_path, name, value):
-    done = python("-m", "isicdist", "evaluate", "--data", tmp_path, "--checkpoint", tmp_path, env={name: value})
+    words, left_over = ("--data", tmp_path, "--checkpoint", tmp_path), {name: value}
+    done = python("-m", "isicdist", "evaluate", *words, env=left_over, anew=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {name} is ")
     assert done.stderr.count("\n") == 1
-    assert python("-m", "isicdist", "--help", env={name: value}).returncode == 0
+    assert python("-m", "isicdist", "--help", env=left_over, anew=True).returncode == 0
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
