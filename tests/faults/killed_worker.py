@@ -1,7 +1,7 @@
 """`isicdist` that is killed or disturbed: python killed_worker.py FAULT ARGUMENTS...
 
-FAULT is `reseed`: every global generator is seeded anew in each step; or `kill-N`: the one process, or rank 0 of several,
-is killed before its N-th call that changes what is on the disk.
+FAULT is `reseed`: every global generator is seeded anew in each step; or `kill-N`: the one process, or rank 0 of
+several, is killed before its N-th call that changes what is on the disk.
 """
 
 from __future__ import annotations
