@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from isicdist.network.segmenter import Segmenter, load_model
     from isicdist.network.unet import ImprovedUNet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "BatchPlan",
     "CheckpointError",
