@@ -90,12 +90,14 @@ def write_shard(
                 sizes, crcs = sample.sizes, sample.crcs
                 if not keep_original:  # it is the last member
                     sizes, crcs = [*sizes[: format.ORIGINAL], 0], [*crcs[: format.ORIGINAL], 0]
-                data = [_read_staged(target, tar, sample, sizes, part)]
+                tar.seek(sample.offset)
+                members = _read_members(tar, sizes)
+                if [isal_zlib.crc32(data) for data in members] != crcs:
+                    raise _damaged_part(target, part, sample)
             else:
                 members = _copy_members(pair, group, sample, sources, keep_original=keep_original)
                 sizes, crcs = _sizes_and_crcs(members)
-                data = layout.pieces(pair.key, members)
-            for piece in data:
+            for piece in layout.pieces(pair.key, members):
                 file.write(piece)
                 digest.update(piece)
             rows.append(SampleRow(sample.key, offset, sizes, crcs, *sample.original, sample.foreground))
@@ -110,25 +112,19 @@ def write_shard(
     return record
 
 
-def _read_staged(target: Target, tar: IO[bytes], sample: StagedSample, sizes: list[int], part: str) -> bytes:
-    """Read the tar bytes of a sample from its part, members of `sizes`.
-
-    Raises ToolkitError unless their CRC-32 are those of the part's record, as when a disk has lost the end of its tar;
-    the part is deleted, so that the next build encodes it again.
-    """
-    assert sample.offset is not None
-    tar.seek(sample.offset)
+def _read_members(tar: IO[bytes], sizes: list[int]) -> list[bytes]:
+    """Read the members of a sample that begins here. Headers and paddings, which nothing protects, are made anew."""
     data = tar.read(layout.sample_bytes(sizes))
-    spans = layout.member_spans(0, sizes)
-    if any(
-        isal_zlib.crc32(data[start : start + size]) != sample.crcs[n] for n, (start, size) in enumerate(spans) if size
-    ):
-        target.delete([part_record_name(part), tar_name(part)])
-        raise ToolkitError(
-            f"{target.location}: {tar_name(part)} is damaged ({sample.key} is not what was encoded); "
-            "run the same build again, and check the disk"
-        )
-    return data
+    return [data[start : start + size] for start, size in layout.member_spans(0, sizes)]
+
+
+def _damaged_part(target: Target, part: str, sample: StagedSample) -> ToolkitError:
+    """Delete a part that is not what was encoded, as when a disk has lost the end of its tar: it is encoded again."""
+    target.delete([part_record_name(part), tar_name(part)])
+    return ToolkitError(
+        f"{target.location}: {tar_name(part)} is damaged ({sample.key} is not what was encoded); "
+        "run the same build again, and check the disk"
+    )
 
 
 def _staged(sample: Sample, offset: int) -> StagedSample:
