@@ -24,8 +24,7 @@ test-browser: .venv/installed-dev
 # Kills, cuts, full disks, flipped bits, hostile files, fuzzing, a long run: as often as the table in docs/faults.md
 # says, which it prints, in half an hour. `make test` has a short form of most. Some need root, strace or nginx.
 test-faults: .venv/installed-fuzz
-	FAULTS=full $(PYTEST) tests/faults --timeout 1800 -m "not slow" --ignore tests/faults/test_soak.py
-	FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/test_soak.py --timeout 1800 # alone: it compares speeds
+	FAULTS=full $(PYTEST) tests/faults --timeout 1800 -m "not slow"
 
 # Several hosts as network namespaces, a SLURM on them, and an S3 server: needs root, iproute2, nginx, and Debian's
 # packages slurmctld slurmd slurm-client munge. A test for which one of them is missing is skipped, and says so.

@@ -1,4 +1,4 @@
-"""A long run, with many epochs, evaluations and checkpoints: memory, files, threads and the cost of a step stay."""
+"""A long run, with many epochs, evaluations and checkpoints: memory, files, threads and the work of a step stay."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
-from isicdist.network.unet import ImprovedUNet
 from tests.conftest import ROOT
 from tests.faults.conftest import FULL, Tally
 
 pytestmark = pytest.mark.skipif(not FULL, reason="make test-faults")
 
+WORKER = Path(__file__).parent / "counting_worker.py"
 STEPS = 2_000
 
 
@@ -31,13 +30,9 @@ class Usage:
     memory: int
     files: int
     threads: int
-    seconds: float
-    """CPU time since the start."""
-    pace: float
-    """CPU time of one forward pass here and now, in seconds: what the machine's own speed is measured by."""
 
 
-def usage(launcher: psutil.Process, step: int, pace: float) -> Usage | None:
+def usage(launcher: psutil.Process, step: int) -> Usage | None:
     """Measure the ranks; None once they end."""
     try:
         ranks = launcher.children(recursive=True)
@@ -46,69 +41,49 @@ def usage(launcher: psutil.Process, step: int, pace: float) -> Usage | None:
             memory=sum(rank.memory_full_info().uss for rank in ranks),
             files=sum(rank.num_fds() for rank in ranks),
             threads=sum(rank.num_threads() for rank in ranks),
-            seconds=sum(sum(rank.cpu_times()[:2]) for rank in ranks),
-            pace=pace,
         )
     except psutil.Error:
         return None
 
 
-def forward_seconds(network: ImprovedUNet, image: torch.Tensor) -> float:
-    """Measure the CPU time of one forward pass."""
-    start = time.thread_time()
-    with torch.inference_mode():
-        network(image)
-    return time.thread_time() - start
-
-
-def cost_of_step(usages: list[Usage]) -> float:
-    """Compute the CPU time of a step, its part of the evaluations and checkpoints included, in forward passes.
-
-    Wall time, and CPU time in seconds, change by half with what else runs on the machine; their ratio hardly does.
-    """
-    seconds = (usages[-1].seconds - usages[0].seconds) / (usages[-1].step - usages[0].step)
-    return seconds / statistics.median(each.pace for each in usages)
-
-
 def test_two_thousand_steps_on_two_processes_grow_nothing(shard_set: Path, tmp_path: Path, tally: Tally):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", "-m", "isicdist"]
-    command += ["train", "--data", str(shard_set), "--run", str(run), "--steps", str(STEPS), "--epochs", "1000"]
-    command += ["--batch.global-size", "4", "--model.base-channels", "2", "--log-every", "10", "--eval-every", "100"]
-    command += ["--checkpoint-every", "50", "--tracker", "none"]
+    command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no", str(WORKER)]
+    command += [str(tmp_path), "train", "--data", str(shard_set), "--run", str(run), "--steps", str(STEPS)]
+    command += ["--epochs", "1000", "--batch.global-size", "4", "--model.base-channels", "2", "--log-every", "10"]
+    command += ["--eval-every", "100", "--checkpoint-every", "50", "--tracker", "none"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     seen: list[Usage] = []
-    network, image = ImprovedUNet(base_channels=2).eval(), torch.zeros(1, 3, 64, 64)
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said)
         try:
             launcher, metrics = psutil.Process(process.pid), run / "metrics.jsonl"
             while process.poll() is None:
                 step = 10 * metrics.read_text().count('"train"') if metrics.exists() else 0
-                if step and (measured := usage(launcher, step, forward_seconds(network, image))):
+                if step and (measured := usage(launcher, step)):
                     seen.append(measured)
                 time.sleep(0.5)
         finally:
             process.kill()
     assert process.returncode == 0, (tmp_path / "said").read_text()
 
-    def during(first: float, last: float) -> list[Usage]:
-        return [each for each in seen if first * STEPS <= each.step < last * STEPS]
-
-    early, late = during(0.1, 0.3), during(0.8, 0.98)
-    assert len(early) > 5
-    assert len(late) > 5
-
-    def usual(usages: list[Usage], what: str) -> float:
+    def usual(what: str, first: float, last: float) -> float:
         # The median: at a given moment an evaluation or a checkpoint may have files and threads of its own.
-        return statistics.median(getattr(each, what) for each in usages)
+        values = [getattr(each, what) for each in seen if first * STEPS <= each.step < last * STEPS]
+        assert len(values) > 5
+        return statistics.median(values)
 
-    grown = usual(late, "memory") / usual(early, "memory")
+    early, late = (0.1, 0.3), (0.8, 0.98)
+    grown = usual("memory", *late) / usual("memory", *early)
     assert grown < 1.03, f"memory grew to {grown:.3f} of what it was"
-    assert usual(late, "files") <= usual(early, "files")
-    assert usual(late, "threads") <= usual(early, "threads")
-    cost = cost_of_step(during(0.9, 1)) / cost_of_step(during(0.05, 0.15))
-    print(f"soak: memory {grown:.3f}, cost of a step {cost:.3f} of the beginning")
-    assert cost < 1.05
-    tally("soak: steps on 2 processes; memory, open files, threads, cost of a step", STEPS)
+    for what in ("files", "threads"):
+        assert usual(what, *late) <= usual(what, *early), what
+    for rank in (0, 1):
+        lines = (tmp_path / f"rank-{rank}").read_text().splitlines()
+        calls = {int(step): int(count) for step, count in map(str.split, lines)}
+        first, last = calls[600] - calls[200], calls[STEPS] - calls[STEPS - 400]
+        print(f"soak: rank {rank}: {first / 400:.0f} calls in a step, {last / first:.4f} of it at the end")
+        assert last < 1.01 * first
+    print(f"soak: memory {grown:.3f} of the beginning")
+    tally("soak: steps on 2 processes; memory, open files, threads, calls of a step", STEPS)
