@@ -6,7 +6,6 @@ A build that was killed resumes when it is run again: DIR/.build holds what is d
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,11 +43,13 @@ from shards.writing.records import (
     PartRecord,
     ShardRecord,
     part_record_name,
+    read_record,
     shard_record_name,
     tar_name,
+    write_record,
 )
 from shards.writing.staging import encode_part, write_shard
-from shards.writing.target import WORK, Target, open_target, read_bytes, write_bytes
+from shards.writing.target import WORK, Target, open_target, read_bytes
 
 DUPLICATES = f"{WORK}/duplicates.json"
 Report = Callable[[int, int, str], None]
@@ -231,13 +232,13 @@ def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
     Raises UsageError when the target holds other files.
     """
     if target.exists(PLAN):
-        _check_same_build(target, json.loads(read_bytes(target, PLAN)), identity)
+        _check_same_build(target, read_record(target, PLAN), identity)
     elif target.has_foreign_files():
         target.clear(WORK)
         raise UsageError(
             f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
         )
-    write_bytes(target, PLAN, format.canonical_json(identity))
+    write_record(target, PLAN, identity)
     try:
         yield
     except SourceError:
@@ -289,7 +290,7 @@ class _Stages:
         encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), with_lesion=set(), rejected=[])
         with self._map(_encode, remaining, "packing", total, done) as new_records:
             names = (part_record_name(part.name) for part in finished)
-            old_records = (PartRecord.from_json(read_bytes(self.job.target, name)) for name in names)
+            old_records = (PartRecord.from_json(read_record(self.job.target, name)) for name in names)
             for record in itertools.chain(new_records, old_records):
                 encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
                 encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
@@ -300,7 +301,7 @@ class _Stages:
     def find_duplicates(self, pairs: list[Pair], encoded: _Encoded) -> list[Duplicate]:
         """Find the images that show the same thing, or read the list that a killed build has written."""
         if self.job.target.exists(DUPLICATES):
-            return [Duplicate(*row) for row in json.loads(read_bytes(self.job.target, DUPLICATES))]
+            return [Duplicate(*row) for row in read_record(self.job.target, DUPLICATES)]
         hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
         near = [
             _NearPair(pairs[i], pairs[j], distance, pairs[i].key in encoded.copied)
@@ -308,8 +309,7 @@ class _Stages:
         ]
         with self._map(_compare, near, "comparing", len(near)) as results:
             duplicates = [duplicate for duplicate in results if duplicate]
-        rows = [astuple(duplicate) for duplicate in duplicates]
-        write_bytes(self.job.target, DUPLICATES, format.canonical_json(rows))
+        write_record(self.job.target, DUPLICATES, [astuple(duplicate) for duplicate in duplicates])
         return duplicates
 
     def write_shards(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
@@ -328,7 +328,7 @@ class _Stages:
                 shards_of_part.subtract(set(parts))
                 self.job.target.delete(tar_name(part) for part in set(parts) if not shards_of_part[part])
         names = (shard_record_name(shard) for shard in shards)
-        return [ShardRecord.from_json(read_bytes(self.job.target, name)) for name in names]
+        return [ShardRecord.from_json(read_record(self.job.target, name)) for name in names]
 
     def _by_record(self, items: list[Item], record_name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
         """Divide items into those whose record is in the work folder, and the others."""

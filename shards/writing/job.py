@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from shards.errors import SourceError, ToolkitError
 from shards.inputs.source import Source, open_source
 from shards.planning.plan import BuildOptions
-from shards.writing.target import WORK, Target, read_bytes
+from shards.writing.records import read_record
+from shards.writing.target import WORK, Target
 
 PLAN = f"{WORK}/plan.json"
 """Name of the plan file: the identity of the build that was started in the target."""
@@ -32,7 +32,7 @@ class Job:
         try:
             for source in self.sources:
                 open_source(source.location)
-            is_same_build = json.loads(read_bytes(self.target, PLAN)) == self.identity
+            is_same_build = read_record(self.target, PLAN) == self.identity
         except (SourceError, OSError) as error:
             raise ToolkitError(f"a worker on {host} does not see what this machine does ({error})") from error
         if not is_same_build:

@@ -1,18 +1,24 @@
-"""Records of encoded parts and published shards: JSON files in DIR/.build that let a build resume after a kill."""
+"""Records of a build, of its encoded parts and of its published shards: files in DIR/.build that let it resume.
+
+Each is JSON, after a line with the CRC-32 of the JSON.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
+
+from isal import isal_zlib
 
 from shards import format
+from shards.errors import ToolkitError
 from shards.format import ShardEntry
 from shards.inputs.match import Rejected
 from shards.planning.plan import PlannedShard
-from shards.writing.target import WORK
+from shards.writing.target import WORK, Target, read_bytes, write_bytes
 
-RECORDS_VERSION = 3
+RECORDS_VERSION = 4
 """A build that another version of the records has begun cannot be resumed."""
 
 
@@ -45,16 +51,16 @@ class PartRecord:
     samples: list[StagedSample]
     rejected: list[Rejected]
 
-    def to_json(self) -> bytes:
-        """The bytes of the record's file."""
-        return format.canonical_json(
-            {"samples": [vars(sample) for sample in self.samples], "rejected": [asdict(row) for row in self.rejected]}
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for the record's file."""
+        return {
+            "samples": [vars(sample) for sample in self.samples],
+            "rejected": [asdict(row) for row in self.rejected],
+        }
 
     @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """Parse the bytes of `to_json`."""
-        value = json.loads(text)
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Restore what `to_json` gave."""
         samples = [StagedSample(original=tuple(row.pop("original")), **row) for row in value["samples"]]
         return cls(samples=samples, rejected=[Rejected(**row) for row in value["rejected"]])
 
@@ -88,16 +94,32 @@ class ShardRecord:
     flags: dict[str, int]
     """Number of samples by flag."""
 
-    def to_json(self) -> bytes:
-        """The bytes of the record's file."""
-        return format.canonical_json({"entry": self.entry.to_json(), "rows": self.rows, "flags": self.flags})
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values for the record's file."""
+        return {"entry": self.entry.to_json(), "rows": self.rows, "flags": self.flags}
 
     @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """Parse the bytes of `to_json`."""
-        value = json.loads(text)
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Restore what `to_json` gave."""
         rows = [SampleRow(*row) for row in value["rows"]]
         return cls(entry=ShardEntry.from_json(value["entry"]), rows=rows, flags=value["flags"])
+
+
+def write_record(target: Target, name: str, value: Any) -> None:
+    """Write plain values as a record, atomically."""
+    text = format.canonical_json(value)
+    write_bytes(target, name, b"%08x\n%s" % (isal_zlib.crc32(text), text))
+
+
+def read_record(target: Target, name: str) -> Any:
+    """Read the values of a record. Raises ToolkitError when it is damaged."""
+    checksum, _, text = read_bytes(target, name).partition(b"\n")
+    if checksum != b"%08x" % isal_zlib.crc32(text):
+        raise ToolkitError(
+            f"{target.location}: {name} is damaged or of another version; "
+            f"remove {target.location}, check the disk, and run the same build again"
+        )
+    return json.loads(text)
 
 
 def tar_name(part: str) -> str:

@@ -36,10 +36,12 @@ from shards.writing.records import (
     ShardRecord,
     StagedSample,
     part_record_name,
+    read_record,
     shard_record_name,
     tar_name,
+    write_record,
 )
-from shards.writing.target import Target, read_bytes, write_bytes
+from shards.writing.target import Target
 
 
 def encode_part(
@@ -67,7 +69,7 @@ def encode_part(
                 rejected += encoded
             advance()
     record = PartRecord(samples=samples, rejected=rejected)
-    write_bytes(target, part_record_name(part.name), record.to_json())
+    write_record(target, part_record_name(part.name), record.to_json())
     return record
 
 
@@ -108,7 +110,7 @@ def write_shard(
         digest.update(end)
     entry = ShardEntry(name=shard.name, samples=len(rows), bytes=offset + len(end), sha256=digest.hexdigest())
     record = ShardRecord(entry=entry, rows=rows, flags=dict(flags))
-    write_bytes(target, shard_record_name(shard), record.to_json())
+    write_record(target, shard_record_name(shard), record.to_json())
     return record
 
 
@@ -161,7 +163,7 @@ def _staged_samples(
 ) -> Iterator[tuple[StagedSample, IO[bytes] | None]]:
     """Yield the record of each sample of a shard, and the open tar of its part, where the part has one."""
     for part, run in itertools.groupby(zip(shard.pairs, parts, strict=True), key=itemgetter(1)):
-        record = PartRecord.from_json(read_bytes(target, part_record_name(part)))
+        record = PartRecord.from_json(read_record(target, part_record_name(part)))
         samples = {sample.key: sample for sample in record.samples}
         has_tar = any(sample.offset is not None for sample in record.samples)
         with target.open(tar_name(part)) if has_tar else nullcontext() as tar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -24,7 +23,8 @@ from shards.build import build
 from shards.errors import ShardSetError, ToolkitError, UsageError
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.writing.target import WORK
+from shards.writing.records import read_record
+from shards.writing.target import WORK, FolderTarget
 from tests.faults.conftest import FULL, Tally, times
 
 OPTIONS = BuildOptions(size=64, samples_per_shard=4, split="train=0.7,val=0.3")
@@ -100,7 +100,7 @@ def test_killed_and_run_again_gives_the_same_bytes(source: str, whole: dict[str,
     assert gone(process.pid)
     with pytest.raises(ShardSetError, match="no complete shard set"):
         ShardSet.open(out)
-    records = [json.loads(path.read_bytes()) for path in (out / WORK).glob("0-*.json")]
+    records = [read_record(FolderTarget(out), f"{WORK}/{path.name}") for path in (out / WORK).glob("0-*.json")]
     kept = sum(len(record["samples"]) for record in records)
     assert len(records) >= parts
     reports: list[tuple[int, int, str]] = []

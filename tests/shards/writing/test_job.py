@@ -12,7 +12,8 @@ from shards.errors import ToolkitError
 from shards.inputs.source import FolderSource, ZipSource
 from shards.planning.plan import BuildOptions
 from shards.writing.job import PLAN, Job
-from shards.writing.target import FolderTarget, write_bytes
+from shards.writing.records import write_record
+from shards.writing.target import FolderTarget
 
 
 def test_a_machine_that_sees_other_things_says_so(tmp_path: Path):
@@ -22,9 +23,9 @@ def test_a_machine_that_sees_other_things_says_so(tmp_path: Path):
     with pytest.raises(ToolkitError, match=r"does not see what this machine does \(.*plan\.json"):
         job.check_access()
     with target.lock():
-        write_bytes(target, PLAN, b'{"seed":0}')
+        write_record(target, PLAN, {"seed": 0})
         job.check_access()
-        write_bytes(target, PLAN, b'{"seed":1}')
+        write_record(target, PLAN, {"seed": 1})
         with pytest.raises(ToolkitError, match="sees another build"):
             job.check_access()
         (tmp_path / "in").rmdir()

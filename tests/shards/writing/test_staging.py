@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,9 +13,9 @@ from shards.errors import ToolkitError
 from shards.inputs.match import Pair, pair_files
 from shards.inputs.source import Source, open_sources
 from shards.planning.plan import BuildOptions, Part, PlannedShard
-from shards.writing.records import part_record_name, tar_name
+from shards.writing.records import part_record_name, read_record, tar_name
 from shards.writing.staging import encode_part, write_shard
-from shards.writing.target import WORK, FolderTarget, read_bytes
+from shards.writing.target import WORK, FolderTarget
 from tests.shards.conftest import write_pair
 
 DECODED = BuildOptions(size=32)
@@ -88,7 +87,7 @@ def test_a_deferred_copy_is_in_the_record_alone_until_its_shard_reads_the_source
     sources, pairs = inputs
     encode_part(target, part_of(pairs), sources, COPIED, lambda: None)
     assert not target.exists(tar_name("0-000000"))
-    recorded = json.loads(read_bytes(target, part_record_name("0-000000")))["samples"]
+    recorded = read_record(target, part_record_name("0-000000"))["samples"]
     assert [sample["offset"] for sample in recorded] == [None] * 4
     write_shard(target, shard_of(pairs), ["0-000000"] * 4, sources, COPIED)
     shard = members(target.root / "val" / "000000.tar")
