@@ -36,11 +36,13 @@ def run(words: list[str], launcher: list[str], env: dict[str, str], folder: Path
     """
     process = CONTEXT.Process(target=_child, args=(words, launcher, env, folder))
     process.start()
-    process.join(TIMEOUT_SECONDS)
-    if process.exitcode is None:
-        process.terminate()
-        raise TimeoutError(f"{words}: still running after {TIMEOUT_SECONDS} s")
-    return process.exitcode
+    try:
+        process.join(TIMEOUT_SECONDS)
+        if process.exitcode is None:
+            raise TimeoutError(f"{words}: still running after {TIMEOUT_SECONDS} s")
+        return process.exitcode
+    finally:
+        process.kill()  # if it runs yet; its ranks get a SIGINT then
 
 
 def _child(words: list[str], launcher: list[str], env: dict[str, str], folder: Path) -> None:
