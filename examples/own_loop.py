@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
             accelerator.print(
                 f"epoch {epoch}: loss {loss:.4f}, mean Dice {summary.mean_dice:.4f} of {summary.n} images"
             )
+    # The network before the process group: with gloo, DDP may hang when it is the last to let go of it (torch 2.13).
+    network, optimizer = accelerator.free_memory(network, optimizer)
     accelerator.end_training()
 
 
