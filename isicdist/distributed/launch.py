@@ -17,6 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs,
 from torch.utils._triton import has_triton
 
 from isicdist.config import Precision
+from isicdist.distributed.attempts import init_method
 from isicdist.distributed.environment import LaunchEnvironment, read_environment, world_size_mismatch
 from isicdist.distributed.interface import choose_gloo_interface
 from isicdist.distributed.lost_ranks import publish_host
@@ -50,7 +51,8 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
         disable_malloc_trim()
     choose_gloo_interface(os.environ, world_size=launched.world_size, local_world_size=launched.local_world_size)
     # accelerate hands on only what differs from its defaults, and 600 s is one of them.
-    handler = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout, milliseconds=1))
+    limit = timedelta(seconds=timeout, milliseconds=1)
+    handler = InitProcessGroupKwargs(timeout=limit, init_method=init_method(os.environ))
     state = PartialState(cpu=cpu, **handler.to_kwargs())
     publish_host()
     precision = launched.mixed_precision
