@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -69,11 +70,16 @@ def launched(shard_set: Path, tmp_path: Path) -> Iterator[Launch]:
 
     yield launch
     for process in started:
-        ranks = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for each in (process, *ranks):  # a rank has a session of its own, and one that hangs outlives its launcher
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait()
+        kill_with_ranks(process)
+
+
+def kill_with_ranks(launcher: subprocess.Popen[Any]) -> None:
+    """End a launcher, or a command without one, and what it has started."""
+    ranks = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []
+    for each in (launcher, *ranks):  # a rank has a session of its own, and one that hangs outlives its launcher
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    launcher.wait()
 
 
 def both_ranks(launcher: subprocess.Popen[bytes], seconds: float = 60) -> list[psutil.Process]:

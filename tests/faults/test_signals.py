@@ -9,29 +9,40 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.conftest import FULL
+from tests.faults.conftest import FULL, kill_with_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ("--epochs", "400", "--batch.global-size", "6", "--model.base-channels", "4", "--log-every", "1")
 
 
-def started(command: list[str], run: Path) -> subprocess.Popen[str]:
-    """The command, when it has trained a few steps."""
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    pipes: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
-    metrics = run / "metrics.jsonl"
-    give_up = time.monotonic() + 90
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 4):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-    return process
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    """Start a command that trains into `tmp_path / "run"`, and wait until it has made a few steps."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[str]:
+        env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        pipes: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
+        processes.append(process)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        give_up = time.monotonic() + 90
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 4):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        return process
+
+    yield start
+    for process in processes:
+        with process:  # closes the pipes
+            kill_with_ranks(process)
 
 
 def last_checkpoint(run: Path) -> int:
@@ -39,10 +50,10 @@ def last_checkpoint(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT] if FULL else [signal.SIGTERM])
-def test_one_process_saves_and_exits_85(shard_set, tmp_path, number):
+def test_one_process_saves_and_exits_85(shard_set, tmp_path, started, number):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS]
-    process = started(command, run)
+    process = started(command)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 85, errors
@@ -52,12 +63,12 @@ def test_one_process_saves_and_exits_85(shard_set, tmp_path, number):
     assert (run / "REQUEUE").exists()
 
 
-def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_goes_first(shard_set, tmp_path):
+def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_goes_first(shard_set, tmp_path, started):
     run = tmp_path / "run"
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
-    process = started([sys.executable, *launch, *train], run)
+    process = started([sys.executable, *launch, *train])
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=60)  # until the last process has closed the pipe
     said = re.search(r"error: stopped by a signal after step (\d+)", errors)
@@ -66,11 +77,11 @@ def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_go
     assert (run / "REQUEUE").exists()
 
 
-def test_a_signal_that_is_repeated_at_once_is_one_and_a_later_one_means_now(shard_set, tmp_path):
+def test_a_signal_that_is_repeated_at_once_is_one_and_a_later_one_means_now(shard_set, tmp_path, started):
     """Also in the middle of a step that takes for ever."""
     run = tmp_path / "run"
     worker = [sys.executable, str(Path(__file__).parent / "faulty_worker.py"), "hang", "5", "5"]
-    process = started([*worker, "train", "--data", str(shard_set), "--run", str(run), *WORDS], run)
+    process = started([*worker, "train", "--data", str(shard_set), "--run", str(run), *WORDS])
     time.sleep(0.5)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
         process.send_signal(number)
@@ -82,12 +93,12 @@ def test_a_signal_that_is_repeated_at_once_is_one_and_a_later_one_means_now(shar
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, tmp_path, python):
+def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, tmp_path, started, python):
     run = tmp_path / "run"
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
     launch += ["--main_process_port", "0", "--mixed_precision", "no"]
     train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
-    process = started([sys.executable, *launch, *train], run)
+    process = started([sys.executable, *launch, *train])
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
@@ -105,12 +116,12 @@ def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, 
 
 
 @pytest.mark.slow
-def test_max_restarts_restarts_no_run_that_a_signal_has_stopped(shard_set, tmp_path):
+def test_max_restarts_restarts_no_run_that_a_signal_has_stopped(shard_set, tmp_path, started):
     run = tmp_path / "run"
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
     launch += ["--main_process_port", "0", "--mixed_precision", "no", "--max_restarts", "1", "--monitor_interval", "1"]
     train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
-    process = started([sys.executable, *launch, *train], run)
+    process = started([sys.executable, *launch, *train])
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
     output, errors = process.communicate(timeout=90)
