@@ -13,7 +13,7 @@ processes of their own, interpreter start and imports included.
     duplicates  near-duplicates among random hashes of the images
     index       sample tables, lists and index, written to a memory file system where there is one
     open        the index and all sample tables, read and checked
-    info        isic-shards info
+    info        isic-shards info, which decodes 64 masks of each split; the shards contain nothing else
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -35,11 +36,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import format, layout
+from shards import codecs, format, layout
 from shards.format import ShardEntry
 from shards.inputs.match import pair_files
 from shards.inputs.source import File
-from shards.planning.duplicates import near_pairs
+from shards.mask_statistics import sampled_masks
+from shards.planning.duplicates import HASH_BYTES, near_pairs
 from shards.planning.plan import (
     BuildOptions,
     PlannedShard,
@@ -53,6 +55,7 @@ from shards.writing.index import publish_index
 from shards.writing.records import SampleRow, ShardRecord
 from shards.writing.target import WORK, open_target
 
+MASK = codecs.encode_mask(np.eye(512, dtype=np.uint8))
 ROOT = Path(__file__).resolve().parent.parent
 OPEN = """
 import sys
@@ -67,10 +70,11 @@ Row = tuple[str, float, float, float]
 def record_of(shard: PlannedShard, random: np.random.Generator) -> ShardRecord:
     """What packing a shard would have recorded."""
     rows, offset = [], 0
-    numbers = random.integers((40_000, 250, 800, 3_000), (80_000, 350, 2_000, 9_000), (len(shard.pairs), 4)).tolist()
-    crcs = random.integers(0, 2**32, (len(shard.pairs), 4)).tolist()
+    numbers = random.integers((40_000, 250, 800, 3_000), (80_000, 350, 2_000, 9_000), (len(shard.pairs), 4))
+    crcs = random.integers(0, 2**32, (len(shard.pairs), 4))
+    numbers[:, format.MASK], crcs[:, format.MASK] = len(MASK), zlib.crc32(MASK)
     areas = random.integers(0, 512 * 512, len(shard.pairs)).tolist()
-    for pair, sizes, crc, area in zip(shard.pairs, numbers, crcs, areas, strict=True):
+    for pair, sizes, crc, area in zip(shard.pairs, numbers.tolist(), crcs.tolist(), areas, strict=True):
         if shard.split == "train":
             sizes[format.ORIGINAL] = 0
         rows.append(SampleRow(pair.key, offset, sizes, crc, 450, 600, area))
@@ -95,7 +99,7 @@ def build(samples: int, out: Path) -> list[Row]:
     with measured("(the names of the files)"):
         files = [File(0, f"ISIC_{n:07d}.jpg", 50_000 + n, changed=n) for n in range(samples)]
         files += [File(1, f"ISIC_{n:07d}_segmentation.png", 5_000 + n, changed=n) for n in range(samples)]
-        hashes = random.integers(0, 256, (samples, 32), dtype=np.uint8)
+        hashes = random.integers(0, 256, (samples, HASH_BYTES), dtype=np.uint8)
     with measured("pair"):
         pairing = pair_files(files)
     with measured("digest"):
@@ -112,7 +116,25 @@ def build(samples: int, out: Path) -> list[Row]:
     with measured("index"):
         built = {**options.to_json(), "inputs": digest}
         publish_index(open_target(out), built, options, pairing, records, [], [], splits)
+    with measured("(the masks that info decodes)"):
+        write_masks(out)
     return rows
+
+
+def write_masks(out: Path) -> None:
+    """Make sparse shards with the masks that `isic-shards info` decodes."""
+    shard_set = ShardSet.open(out)
+    for split in map(shard_set.split, shard_set.index.splits):
+        for index in sampled_masks(len(split)):
+            row = split.table[index]
+            start, _ = layout.member_spans(int(row["offset"]), row["size"].tolist())[format.MASK]
+            path = out / split.entries[row["shard"]].name
+            path.parent.mkdir(exist_ok=True)
+            with path.open("ab"):  # creates it
+                os.truncate(path, split.entries[row["shard"]].bytes)
+            with path.open("r+b") as file:
+                file.seek(start)
+                file.write(MASK)
 
 
 def run(name: str, *words: str | Path) -> Row:

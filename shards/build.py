@@ -23,7 +23,7 @@ from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected
 from shards.inputs.source import archives_in, open_sources
 from shards.parallel.dask import Cluster, connect
 from shards.parallel.processes import Advance, Work, available_cores, run_parallel
-from shards.planning.duplicates import Duplicate, kind_of, merge_groups, near_pairs
+from shards.planning.duplicates import HASH_BYTES, Duplicate, kind_of, merge_groups, near_pairs
 from shards.planning.plan import (
     BuildOptions,
     Part,
@@ -302,10 +302,12 @@ class _Stages:
         """Find the images that show the same thing, or read the list that a killed build has written."""
         if self.job.target.exists(DUPLICATES):
             return [Duplicate(*row) for row in read_record(self.job.target, DUPLICATES)]
-        hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, 32)
+        hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, HASH_BYTES)
         near = [
-            _NearPair(pairs[i], pairs[j], distance, pairs[i].key in encoded.copied)
+            _NearPair(pairs[i], pairs[j], distance, copied)
             for i, j, distance in near_pairs(hashes)
+            for copied in [pairs[i].key in encoded.copied]
+            if not (copied and distance)
         ]
         with self._map(_compare, near, "comparing", len(near)) as results:
             duplicates = [duplicate for duplicate in results if duplicate]

@@ -24,8 +24,8 @@ def mask_warnings(split: Split) -> list[str]:
     """
     if not len(split):
         return []
-    sampled = np.linspace(0, len(split) - 1, min(SAMPLED_MASKS, len(split))).astype(int)
-    kinds = Counter(kind_of_mask(split.mask(index)) for index in sampled.tolist())
+    sampled = sampled_masks(len(split))
+    kinds = Counter(kind_of_mask(split.mask(index)) for index in sampled)
     rows, total = split.table, len(split)
     if (rows["foreground"] == format.UNCOUNTED).any():
         empty, full, total = kinds["empty"], kinds["full"], len(sampled)
@@ -46,6 +46,11 @@ def mask_warnings(split: Split) -> list[str]:
             "are they inverted (lesion 0, background 255)?"
         )
     return warnings
+
+
+def sampled_masks(count: int) -> list[int]:
+    """Indices of the samples of a split of `count` whose masks are decoded: SAMPLED_MASKS of them, spread over it."""
+    return np.linspace(0, count - 1, min(SAMPLED_MASKS, count)).astype(int).tolist()
 
 
 def without_lesion(split: Split) -> bool:

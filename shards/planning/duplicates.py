@@ -1,36 +1,49 @@
-"""Find duplicate images, so that they stay in one split: same bytes, same pixels, or a near perceptual hash (pHash).
+"""Find duplicate images, so that they stay in one split: same bytes, same pixels, or one photograph changed (near).
 
-An image is reduced to 32 × 32 grey pixels, and its hash is the signs of the 256 lowest frequencies of their cosine
-transform (pHash). Two images are near-duplicates when at most `MAX_DISTANCE` of the 256 bits differ and one of the
-16 words of 16 bits is the same in both; the latter keeps a set of a million from comparing all with all. The hash
-hardly changes with colour balance, compression and resolution; it does with rotation, mirroring and cropping.
+Two steps find a photograph that is there twice, recoloured, compressed or resized, or with a slightly cropped border:
+
+1. *Candidates.* Each image gets a perceptual hash (pHash). The blue channel, in which lesion and skin differ most, is
+   reduced to 32 × 32 pixels and equalised (each pixel becomes its rank), which undoes most changes of colour; the hash
+   is the signs of the 128 lowest frequencies of its cosine transform. In candidates at most `MAX_DISTANCE` bits differ,
+   and one of `WORDS`, 64 words of 16 bits, is the same; the latter keeps a set of a million from comparing all with
+   all.
+2. *Comparison.* Both images are decoded in full and compared block by block at 64 × 64 pixels (`same_photograph`): the
+   hairs, pores and pattern of one photograph correlate, those of two do not, even if both show a dermatoscope's circle.
+
+A photograph that is mirrored, rotated by some degrees or cropped by a tenth is not found, and neither is a second one
+of the same lesion. `benchmarks/duplicates.py` measures what is. Of the size at which a set is built only the hashes
+depend, so some candidates at the border.
 
 Of an image that is copied (--size original), `bytes_hash` replaces the perceptual hash, and only an image with the
 same bytes is its duplicate. The bytes are compared where size and ends are the same.
-
-Among the 2,594 training images of ISIC 2018 at 128 × 128 it finds 20 pairs, each one photograph twice, most of them
-recoloured, and none by mistake: the nearest two of different lesions are 54 bits apart. It misses 19 pairs, 47 to 89
-bits apart, which are recoloured more (looked at one by one; there may be others). At other sizes a pair that is 39 bits
-apart here has up to 43, and is missed too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from shards.inputs.decode import BadPairError, load_image
 from shards.inputs.match import Pair
 from shards.inputs.source import Source
 
-MAX_DISTANCE = 40  # bits of the hash in which near-duplicates may differ
-SIDE = 32  # pixels of each side of the reduced image
-BITS = 256
+SIDE = 32  # pixels of each side of the image that is hashed
+BITS = 128  # of a hash
+HASH_BYTES = BITS // 8
+MAX_DISTANCE = 32  # bits of the hash in which candidates may differ
+WORDS = np.array([[(word + bit * (2 * word + 1)) % BITS for bit in range(16)] for word in range(64)])
+"""Positions (64, 16) of the bits of each word: every odd stride through the hash once."""
+TEXTURE_SIDE = 64  # pixels of each side of the images that are compared
+BLOCK = 8  # pixels of each side of a block
+SHIFT = 2  # pixels by which a block may be shifted, each way
+MIN_SAME_BLOCKS = 2 / 3  # share of the blocks that correlate in one photograph
 
 Kind = Literal["bytes", "pixels", "near"]
 
@@ -50,35 +63,36 @@ class Duplicate:
 
 
 def perceptual_hash(picture: Image.Image) -> bytes:
-    """Perceptual hash (32 bytes) of an RGB or grey picture, which may have been decoded at a reduced scale."""
-    # Reduced by a whole factor first: the same but for rounding, in half of the time.
-    small = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=8)
-    return hash_of(np.asarray(small.convert("L")))
+    """Perceptual hash (`HASH_BYTES` bytes) of an RGB picture, which may have been decoded at a reduced scale."""
+    return hash_of(_reduced(picture, SIDE)[..., 2])
 
 
 def bytes_hash(size: int, ends: bytes) -> bytes:
-    """Hash (32 bytes) of a file's size and ends: images with the same bytes have the same one."""
-    return hashlib.sha256(size.to_bytes(8, "little") + ends).digest()
+    """Hash (`HASH_BYTES` bytes) of a file's size and ends: images with the same bytes have the same one."""
+    return hashlib.sha256(size.to_bytes(8, "little") + ends).digest()[:HASH_BYTES]
 
 
-def hash_of(grey: np.ndarray) -> bytes:
-    """Perceptual hash of a grey picture (32, 32) uint8. Integers only, so it is the same on every machine."""
-    spectrum = COSINES @ grey.astype(np.int64) @ COSINES.T  # (32, 32)
+def hash_of(channel: np.ndarray) -> bytes:
+    """Perceptual hash of a channel (32, 32) uint8. Integers only, so it is the same on every machine."""
+    counts = np.bincount(channel.ravel(), minlength=256)
+    ranks = (2 * np.cumsum(counts) - counts)[channel]  # twice the mean rank of equal pixels: (32, 32)
+    spectrum = COSINES @ ranks @ COSINES.T  # (32, 32)
     return np.packbits(spectrum.ravel()[LOWEST] > 0).tobytes()
 
 
 def near_pairs(hashes: np.ndarray) -> list[tuple[int, int, int]]:
-    """Find near-duplicates: the pairs (i, j, distance), i < j, of indices of near hashes, sorted.
+    """Find the candidates: the pairs (i, j, distance), i < j, of indices of near hashes, sorted.
 
-    `hashes` is (n, 32) uint8. Equal hashes are paired with the first of them only.
+    `hashes` is (n, HASH_BYTES) uint8. Equal hashes are paired with the first of them only.
     """
     unique, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     first_of = first[inverse.ravel()]
     pairs = {(int(i), j, 0) for j, i in enumerate(first_of.tolist()) if i != j}
-    words = np.ascontiguousarray(unique).view(np.uint16)  # (u, 16)
-    for column in range(words.shape[1]):
-        order = np.argsort(words[:, column], kind="stable")
-        word, bits = words[order, column], unique[order].view(np.uint64)  # (u,), (u, 4)
+    unpacked = np.unpackbits(unique, axis=1)  # (u, 128)
+    for positions in WORDS:
+        words = np.ascontiguousarray(np.packbits(unpacked[:, positions], axis=1)).view(np.uint16).ravel()  # (u,)
+        order = np.argsort(words, kind="stable")
+        word, bits = words[order], unique[order].view(np.uint64)  # (u,), (u, 2)
         # Hashes that share this word are adjacent in `order`: compare each with its neighbours at growing offsets.
         start, offset = np.arange(len(order)), 1
         while len(start):
@@ -94,9 +108,9 @@ def near_pairs(hashes: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def kind_of(first: Pair, second: Pair, sources: list[Source], *, copied: bool) -> Kind | None:
-    """Compare two images with near hashes, both of good pairs: same bytes, same pixels, or only near.
+    """Compare two images with near hashes, both of good pairs; None when they are no duplicates.
 
-    `copied`: their hashes are those of bytes; None where the bytes turn out to differ.
+    `copied`: their hashes are those of bytes, and only the same bytes make them duplicates.
     """
     one, other = (sources[pair.image.source].read(pair.image.name) for pair in (first, second))
     if one == other:
@@ -104,10 +118,28 @@ def kind_of(first: Pair, second: Pair, sources: list[Source], *, copied: bool) -
     if copied:
         return None
     try:
-        pixels = [np.asarray(load_image(pair.image, sources, "original", None)[0]) for pair in (first, second)]
+        pictures = [load_image(pair.image, sources, "original", None)[0] for pair in (first, second)]
     except BadPairError:  # packing decodes by another decoder and at a reduced scale, which did not fail
         return "near"
-    return "pixels" if np.array_equal(pixels[0], pixels[1]) else "near"
+    if np.array_equal(*map(np.asarray, pictures)):
+        return "pixels"
+    return "near" if same_photograph(*pictures) else None
+
+
+def same_photograph(first: Image.Image, second: Image.Image) -> bool:
+    """Compare two RGB pictures block by block; True if they are one photograph, recoloured, resized or compressed.
+
+    Two thirds of the 49 blocks of 8 × 8 pixels, at 64 × 64 and without what is smooth, have a correlation of 0.5 or
+    more with the other picture. Each may be shifted by up to 2 pixels, for pictures that are cropped by some percent.
+    """
+    texture, other = (_texture(_reduced(picture, TEXTURE_SIDE)[..., 1]) for picture in (first, second))
+    blocks, variance = _centred_blocks(texture, 0, 0)
+    same = np.zeros(len(blocks), bool)
+    for dy, dx in itertools.product(range(-SHIFT, SHIFT + 1), repeat=2):
+        shifted, other_variance = _centred_blocks(other, dy, dx)
+        covariance = (blocks * shifted).sum(axis=1).astype(np.float64)  # exact, as all sums are: integers below 2^53
+        same |= (covariance > 0) & (4 * covariance**2 >= variance * other_variance)
+    return bool(same.mean() >= MIN_SAME_BLOCKS)
 
 
 def merge_groups(groups: Mapping[str, str], duplicates: Iterable[Duplicate]) -> dict[str, str]:
@@ -130,6 +162,31 @@ def merge_groups(groups: Mapping[str, str], duplicates: Iterable[Duplicate]) -> 
     return {name: root_of(name) for name in parent}
 
 
+def _reduced(picture: Image.Image, side: int) -> np.ndarray:
+    """Reduce a picture to (side, side, 3) uint8 by the means of its pixels."""
+    # By a whole factor first: the same but for rounding, in half of the time.
+    return np.asarray(picture.resize((side, side), Image.Resampling.BOX, reducing_gap=8))
+
+
+def _texture(channel: np.ndarray) -> np.ndarray:
+    """Subtract from each pixel of (64, 64) uint8 the mean of the 5 × 5 around it; int64, times 25."""
+    windows = sliding_window_view(np.pad(channel.astype(np.int64), 2, mode="edge"), (5, 5))
+    return 25 * channel.astype(np.int64) - windows.sum(axis=(2, 3))
+
+
+def _centred_blocks(texture: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a texture, shifted and without its border, into blocks; their values less the mean and sum of squares.
+
+    int64 (49, 64), times 64, and float64 (49,).
+    """
+    border = BLOCK // 2
+    inner = texture[border + dy : TEXTURE_SIDE - border + dy, border + dx : TEXTURE_SIDE - border + dx]  # (56, 56)
+    count = len(inner) // BLOCK
+    blocks = inner.reshape(count, BLOCK, count, BLOCK).swapaxes(1, 2).reshape(count**2, BLOCK**2)
+    centred = BLOCK**2 * blocks - blocks.sum(axis=1, keepdims=True)
+    return centred, (centred**2).sum(axis=1).astype(np.float64)
+
+
 def _cosines() -> np.ndarray:
     """Matrix (32, 32) int64 of the cosine transform (DCT-II), scaled to integers."""
     k = np.arange(SIDE)
@@ -137,7 +194,7 @@ def _cosines() -> np.ndarray:
 
 
 def _lowest() -> np.ndarray:
-    """Flat indices (256,) of the lowest frequencies in a (32, 32) spectrum, by u + v, without the mean."""
+    """Flat indices (128,) of the lowest frequencies in a (32, 32) spectrum, by u + v, without the mean."""
     u, v = np.indices((SIDE, SIDE))
     return np.lexsort((u.ravel(), (u + v).ravel()))[1 : BITS + 1]
 

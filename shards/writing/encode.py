@@ -36,7 +36,7 @@ class Sample:
     """The mask is not empty."""
     flags: list[str]
     hash: bytes
-    """Hash of the image, 32 bytes (`shards.planning.duplicates`)."""
+    """Hash of the image (`shards.planning.duplicates`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class DeferredCopy:
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     hash: bytes
-    """Hash of the image's size and ends, 32 bytes (`shards.planning.duplicates.bytes_hash`)."""
+    """Hash of the image's size and ends (`shards.planning.duplicates.bytes_hash`)."""
     crcs: list[int]
     """CRC-32 of the image's and the mask's bytes."""
     has_lesion: bool

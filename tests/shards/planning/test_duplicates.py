@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from shards import format
 from shards.build import build
@@ -18,7 +18,18 @@ from shards.errors import UsageError
 from shards.inputs.decode import load_pair
 from shards.inputs.match import pair_files
 from shards.inputs.source import open_sources
-from shards.planning.duplicates import MAX_DISTANCE, Duplicate, hash_of, merge_groups, near_pairs, perceptual_hash
+from shards.planning.duplicates import (
+    HASH_BYTES,
+    MAX_DISTANCE,
+    WORDS,
+    Duplicate,
+    hash_of,
+    kind_of,
+    merge_groups,
+    near_pairs,
+    perceptual_hash,
+    same_photograph,
+)
 from shards.planning.plan import BuildOptions, splits_by_hash
 from shards.reader import ShardSet
 from shards.verify import verify
@@ -42,24 +53,47 @@ def copy_pair(folder: Path, key: str, new: str) -> None:
     shutil.copy(folder / f"{key}_segmentation.png", folder / f"{new}_segmentation.png")
 
 
+def photograph(seed: int, *, circle: bool = False) -> Image.Image:
+    """A lesion on skin with pores and hairs; `circle`: as a dermatoscope shows it, dark outside of a circle."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:192j, -1:1:256j]
+    lesion = ((x - rng.uniform(-0.2, 0.2)) ** 2 + (y - rng.uniform(-0.2, 0.2)) ** 2 < rng.uniform(0.1, 0.3))[..., None]
+    pores = np.asarray(Image.fromarray(rng.integers(0, 60, (64, 86), dtype=np.uint8)).resize((256, 192)))[..., None]
+    colours = np.where(lesion, (120, 70, 50), (210, 160, 150)) + pores - 30
+    if circle:
+        colours = colours * np.clip(6 * (1 - np.hypot(x, y)), 0, 1)[..., None]
+    return Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8))
+
+
+def changed(picture: Image.Image) -> Image.Image:
+    """The same photograph: cropped by a few percent, another colour, half of the size, a worse JPEG."""
+    width, height = picture.size
+    picture = picture.crop((round(0.02 * width), round(0.01 * height), round(0.97 * width), round(0.98 * height)))
+    colours = 255 * (np.asarray(picture) / 255) ** (1.4, 0.8, 0.7) * (0.9, 0.8, 1)
+    file = io.BytesIO()
+    Image.fromarray(colours.astype(np.uint8)).resize((128, 96)).save(file, "JPEG", quality=70)
+    return Image.open(file)
+
+
+def write_picture(folder: Path, key: str, picture: Image.Image) -> None:
+    """Write a pair whose mask is a rectangle."""
+    picture.save(folder / f"{key}.jpg", quality=95)
+    mask = np.zeros(picture.size[::-1], np.uint8)
+    mask[10:30, 20:40] = 255
+    Image.fromarray(mask).save(folder / f"{key}_segmentation.png")
+
+
 @pytest.fixture(scope="module")
 def doubled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """41 pairs, and one of them copied (Z_bytes), one stored as PNG (Z_pixels), one recoloured and reduced (Z_near)."""
+    """41 pairs, and one of them copied (Z_bytes), one stored as PNG (Z_pixels), one recoloured and more (Z_near)."""
     folder = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("doubled") / "in"))
     copy_pair(folder, "ISIC_0000003", "Z_bytes")
     copy_pair(folder, "ISIC_0000004", "Z_pixels")
     with Image.open(folder / "Z_pixels.jpg") as picture:
         picture.save(folder / "Z_pixels.png")
     (folder / "Z_pixels.jpg").unlink()
-    write_pair(folder, "ISIC_0000040", 40)
-    detailed = np.random.default_rng(40).integers(0, 255, (24, 32, 3), dtype=np.uint8)
-    Image.fromarray(detailed).resize((80, 60)).save(folder / "ISIC_0000040.jpg", quality=95)
-    copy_pair(folder, "ISIC_0000040", "Z_near")
-    with Image.open(folder / "ISIC_0000040.jpg") as picture:
-        picture = ImageEnhance.Color(ImageEnhance.Brightness(picture).enhance(0.9)).enhance(0.5)
-        picture.resize((64, 48)).save(folder / "Z_near.jpg", quality=90)
-    with Image.open(folder / "Z_near_segmentation.png") as mask:
-        mask.resize((64, 48)).save(folder / "Z_near_segmentation.png")
+    write_picture(folder, "ISIC_0000040", photograph(40))
+    write_picture(folder, "Z_near", changed(photograph(40)))
     return folder
 
 
@@ -110,21 +144,22 @@ def test_a_chain_of_duplicates_and_groups_is_one():
 
 def test_near_pairs_are_those_of_the_definition():
     rng = np.random.default_rng(0)
-    table = rng.integers(0, 256, (300, 32), dtype=np.uint8)
+    table = rng.integers(0, 256, (300, HASH_BYTES), dtype=np.uint8)
     for row in range(100, 300):  # variants of the first hundred, and of one another
-        flipped = np.packbits(rng.random(256) < rng.choice([0, 0.05, 0.15]))
+        flipped = np.packbits(rng.random(8 * HASH_BYTES) < rng.choice([0, 0.05, 0.15, 0.25]))
         table[row] = table[rng.integers(0, row)] ^ flipped
     unique, first = np.unique(table, axis=0, return_index=True)
-    words = unique.view(np.uint16)
-    expected = set()
+    words = np.unpackbits(unique, axis=1)[:, WORDS]  # (u, 64, 16)
+    expected, without_words = set(), 0
     for a in range(len(unique)):
         for b in range(a + 1, len(unique)):
             distance = int(np.bitwise_count(unique[a] ^ unique[b]).sum())
-            if distance <= MAX_DISTANCE and (words[a] == words[b]).any():
+            if distance <= MAX_DISTANCE and (words[a] == words[b]).all(axis=1).any():
                 expected.add((int(min(first[a], first[b])), int(max(first[a], first[b])), distance))
+            without_words += distance <= MAX_DISTANCE
     found = near_pairs(table)
     assert {pair for pair in found if pair[2]} == expected
-    assert len(expected) > 50
+    assert 50 < len(expected) < without_words
     same = [(i, j) for i, j, distance in found if not distance]
     assert len(same) == len(table) - len(unique)
     assert all((table[i] == table[j]).all() for i, j in same)
@@ -132,30 +167,81 @@ def test_near_pairs_are_those_of_the_definition():
 
 
 def test_no_hashes_have_no_near_pairs():
-    assert near_pairs(np.zeros((0, 32), np.uint8)) == []
-    assert near_pairs(np.zeros((1, 32), np.uint8)) == []
+    assert near_pairs(np.zeros((0, HASH_BYTES), np.uint8)) == []
+    assert near_pairs(np.zeros((1, HASH_BYTES), np.uint8)) == []
+
+
+def test_a_word_has_sixteen_different_bits_and_every_bit_is_in_a_word():
+    assert all(len(set(word)) == 16 for word in WORDS.tolist())
+    assert set(WORDS.ravel().tolist()) == set(range(8 * HASH_BYTES))
 
 
 def test_the_hash_is_the_same_on_every_machine():
     y, x = np.mgrid[:32, :32]
-    grey = ((x * x * 3 + y * 7 + x * y) % 251).astype(np.uint8)
-    assert hash_of(grey).hex() == ("00005112d29b7afc5e31a0c9d124904391813e4c7373ca5aeb7b9f8ace61d012")
+    channel = ((x * x * 3 + y * 7 + x * y) % 251).astype(np.uint8)
+    assert hash_of(channel).hex() == "00005112d29b7afc5e31a0cdd1249043"
+    assert hash_of(channel // 2 + 20) == hash_of(channel // 2)
+
+
+@pytest.mark.parametrize("circle", [False, True])
+def test_one_photograph_is_the_same_however_it_was_changed_and_another_is_not(circle: bool):
+    pictures = [photograph(seed, circle=circle) for seed in range(6)]
+    for number, picture in enumerate(pictures):
+        assert same_photograph(picture, changed(picture))
+        assert same_photograph(changed(picture), picture)
+        assert not any(same_photograph(picture, other) for other in pictures[:number])
+        assert not same_photograph(picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+
+def test_a_picture_without_any_texture_is_like_no_other():
+    plain = Image.new("RGB", (64, 48), (200, 150, 140))
+    assert not same_photograph(plain, plain)
+    assert not same_photograph(plain, photograph(0))
+
+
+def test_images_that_look_alike_from_afar_are_no_duplicates(tmp_path: Path):
+    lesion = np.asarray(photograph(0).resize((16, 12)).resize((256, 192)))
+    hashes = []
+    for seed, key in enumerate(("first", "second")):
+        grain = np.random.default_rng(seed).integers(-20, 20, lesion.shape)
+        picture = Image.fromarray(np.clip(lesion + grain, 0, 255).astype(np.uint8))
+        write_picture(tmp_path, key, picture)
+        hashes.append(perceptual_hash(picture))
+    assert near_pairs(np.frombuffer(b"".join(hashes), np.uint8).reshape(2, HASH_BYTES))
+    options = BuildOptions(size=32, split="train=1")
+    assert build(str(tmp_path), str(tmp_path), tmp_path / "set", options, workers=1).index.counts.duplicates == {}
+
+
+# Looked at one by one: each is one photograph twice, or (0001134, 0015945) two of one lesion, taken within moments.
+ISIC_2018 = """
+0000157 0014946, 0000162 0014826, 0000164 0014795, 0000165 0014788, 0000171 0015124, 0000173 0015110, 0000177 0014657,
+0000179 0014765, 0000182 0015395, 0000183 0015311, 0000184 0015310, 0000185 0015155, 0000186 0014698, 0000193 0015436,
+0000201 0015023, 0000204 0014748, 0000205 0014742, 0000206 0014739, 0000209 0015016, 0000215 0015313, 0000217 0014973,
+0000218 0015241, 0000220 0015202, 0000222 0014846, 0000223 0014818, 0000224 0014791, 0000225 0014778, 0000226 0014949,
+0000227 0015034, 0000229 0014771, 0000230 0014763, 0000519 0011295, 0001134 0010016, 0012222 0016003, 0012290 0013594,
+0012672 0012673, 0012756 0013184, 0012887 0012989, 0013109 0013163, 0015945 0015946, 0015986 0015987
+"""
 
 
 @pytest.mark.real
-def test_of_the_real_set_twenty_pairs_are_found_and_no_false_one(real_data: Path):
+def test_of_41_pairs_in_the_real_set_33_are_found_and_no_false_one(real_data: Path):
     archives = ("ISIC2018_Task1-2_Training_Input_256.zip", "ISIC2018_Task1_Training_GroundTruth_256.zip")
     sources, files = open_sources(str(real_data / name) for name in archives)
     pairs = pair_files(files).pairs
     decoded = (load_pair(pair, sources, "stretch", 128) for pair in pairs)
     pictures = (each.resize_plan.resize_content(each.picture) for each in decoded)  # as a build does
     table = np.frombuffer(b"".join(map(perceptual_hash, pictures)), np.uint8)
-    found = {(pairs[i].key, pairs[j].key) for i, j, _ in near_pairs(table.reshape(-1, 32))}
+    near = [(pairs[i], pairs[j]) for i, j, _ in near_pairs(table.reshape(-1, HASH_BYTES))]
+    found = {
+        f"{first.key} {second.key}".replace("ISIC_", "")
+        for first, second in near
+        if kind_of(first, second, sources, copied=False) == "near"
+    }
     for source in sources:
         source.close()
-    assert len(found) == 20
-    # Looked at: each is one photograph twice, the same or recoloured.
-    assert {("ISIC_0012290", "ISIC_0013594"), ("ISIC_0000193", "ISIC_0015436")} <= found
+    known = set(ISIC_2018.replace("\n", " ").strip().split(", "))
+    assert (len(found), len(known)) == (33, 41)
+    assert found < known
 
 
 def write_table(path: Path, splits: dict[str, str]) -> str:
