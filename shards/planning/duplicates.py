@@ -57,7 +57,7 @@ class Duplicate:
     duplicate_of: str
     """The smaller of the two keys."""
     kind: Kind
-    """The closest match of the two: bytes, pixels (of other bytes), or near (a near hash only)."""
+    """The closest match of the two: bytes, pixels (of other bytes), or near (one photograph, changed)."""
     distance: int
     """Number of bits in which the hashes differ."""
 
@@ -121,7 +121,7 @@ def kind_of(first: Pair, second: Pair, sources: list[Source], *, copied: bool) -
         pictures = [load_image(pair.image, sources, "original", None)[0] for pair in (first, second)]
     except BadPairError:  # packing decodes by another decoder and at a reduced scale, which did not fail
         return "near"
-    if np.array_equal(*map(np.asarray, pictures)):
+    if np.array_equal(np.asarray(pictures[0]), np.asarray(pictures[1])):
         return "pixels"
     return "near" if same_photograph(*pictures) else None
 
