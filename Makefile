@@ -42,32 +42,30 @@ lint: .venv/installed-dev
 	$(BIN)/codespell
 	$(BIN)/yamllint launch mkdocs.yml
 
-docs: .venv/installed-docs
+docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv demo site
 
-# The marker is touched last, so an interrupted install is done again.
-.venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
-	touch $@
+# The marker is touched last, so an interrupted install is done again. One call of pip, and no .pyc files, which Python
+# makes of the modules that are used: to resolve, and to compile all of torch, takes longer than the install itself.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+$(PYTHON) -m venv .venv
+$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch==2.13.0 -e '.$(1)'
+touch $@
+endef
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@
+.venv/installed: pyproject.toml constraints.txt
+	$(call install)
+
+.venv/installed-dev: pyproject.toml constraints.txt
+	$(call install,[dev])
+	touch .venv/installed
 
 .venv/installed-cluster-tests: .venv/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cluster-tests]'
-	touch $@
+	$(call install,[cluster-tests])
 
 .venv/installed-fuzz: .venv/installed-dev
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fuzz]'
-	touch $@
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
-	touch $@
+	$(call install,[fuzz])
