@@ -10,13 +10,13 @@ demo: .venv/installed
 	$(BIN)/isicdist demo
 
 test: .venv/installed-dev lint
-	$(PYTEST) -m "not slow and not cluster"
+	$(PYTEST) -m "not slow and not cluster and not browser"
 
-# What takes minutes: the network compiled by inductor, an exported ensemble, the GPU kit on a CPU.
+# What takes long: the network compiled by inductor, an exported ensemble, the GPU kit on a CPU, torchrun, a sweep.
 test-slow: .venv/installed-dev
 	$(PYTEST) -m slow
 
-# The pages in Chromium, which `make test` leaves out where there is none.
+# The pages in Chromium.
 test-browser: .venv/installed-dev
 	@command -v chromium || command -v google-chrome || { echo "no Chromium: apt-get install chromium"; exit 1; }
 	$(PYTEST) tests/browser
@@ -33,7 +33,7 @@ test-cluster: .venv/installed-cluster-tests
 
 # `make test` with the share of lines that the tests run.
 coverage: .venv/installed-dev lint
-	$(PYTEST) -m "not slow and not cluster" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not cluster and not browser" --cov --cov-report=term:skip-covered
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

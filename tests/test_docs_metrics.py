@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from isicdist.training.tracking.events import EvaluationMetrics, TrainMetrics
@@ -25,6 +26,7 @@ def test_every_key_of_every_event_is_documented():
         assert f"`{event.event}`" in table
 
 
+@pytest.mark.slow
 def test_the_sweep_searches_settings_that_a_run_takes(shard_set, tmp_path):
     """Start a trial as wandb's agent does: ${args} replaced in the command, the id of the run in the environment."""
     sweep = yaml.safe_load((ROOT / "examples" / "sweep.yaml").read_text())

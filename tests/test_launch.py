@@ -137,6 +137,7 @@ def test_cpu2_starts_two_processes(tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_whose_flags_it_leaves_alone(tmp_path):
     words = ("--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
     flags = ("--data", str(tmp_path / "nope"), "--run", str(tmp_path / "run"))

@@ -24,6 +24,7 @@ FULL = os.environ.get("FAULTS") == "full"
 """Set by `make test-faults`; `make test` has a short form of each row."""
 
 
+full_only = pytest.mark.skipif(not FULL, reason="make test-faults")
 root_only = pytest.mark.skipif(not FULL or os.getuid() != 0, reason="make test-faults, as root: it mounts and limits")
 
 

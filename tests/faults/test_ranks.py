@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from isicdist.training.checkpoint import newest
-from tests.faults.conftest import FULL, WORKER, Launch, Tally, both_ranks, wait_for
+from tests.faults.conftest import FULL, WORKER, Launch, Tally, both_ranks, full_only, wait_for
 
 WORDS = ("--epochs", 9, "--batch.global-size", 6, "--model.base-channels", 4, "--log-every", 1, "--checkpoint-every", 1)
 
@@ -66,6 +66,7 @@ def test_nan_on_one_rank_leaves_steps_out_on_all_and_ends_the_run_when_it_stays(
     assert torch.equal(weights(run, 5)["stem.weight"], weights(run, 7)["stem.weight"])
 
 
+@full_only
 def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
     launched("hang", 3, *WORDS, "--timeout", 3)
     text = wait_for("does not answer", tmp_path / "said")
@@ -75,6 +76,7 @@ def test_a_rank_that_hangs_is_given_up(launched, tmp_path):
     ), text
 
 
+@full_only
 def test_without_their_launcher_the_ranks_save_and_go(launched, tmp_path):
     process = launched("nan", 9999, *WORDS)
     wait_for("step 3", tmp_path / "said")

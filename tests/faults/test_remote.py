@@ -19,7 +19,7 @@ from shards.reader import ShardSet
 from shards.remote import folder as remote
 from shards.remote.cache import NodeCache
 from tests.conftest import Command
-from tests.faults.conftest import Tally
+from tests.faults.conftest import Tally, full_only
 from tests.faults.servers import FAULTS, NGINX, faulty, nginx, serve
 
 
@@ -82,6 +82,7 @@ def test_a_run_on_two_processes_trains_and_scores_behind_a_url(
     assert sorted(scored) == sorted(split.key(number) for number in range(len(split)))
 
 
+@full_only
 def test_a_server_that_has_gone_silent_ends_the_stream_in_time(shard_set: Path, tmp_path: Path) -> None:
     """With the time limits as they are. It answers for the index and the table, and then takes connections only."""
     with serve(shard_set) as plain, faulty(plain.url, 1, ("stall",), only=".tar", stall=60) as proxy:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import FULL, kill_with_ranks
+from tests.faults.conftest import full_only, kill_with_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ("--epochs", "400", "--batch.global-size", "6", "--model.base-channels", "4", "--log-every", "1")
@@ -49,7 +49,8 @@ def last_checkpoint(run: Path) -> int:
     return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT] if FULL else [signal.SIGTERM])
+@full_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_one_process_saves_and_exits_85(shard_set, tmp_path, started, number):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS]
@@ -63,6 +64,7 @@ def test_one_process_saves_and_exits_85(shard_set, tmp_path, started, number):
     assert (run / "REQUEUE").exists()
 
 
+@full_only
 def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_goes_first(shard_set, tmp_path, started):
     run = tmp_path / "run"
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]

@@ -21,7 +21,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png"])
+@pytest.mark.parametrize("kind", ["jpg", pytest.param("png", marks=pytest.mark.slow)])
 def test_a_worker_stays_below_400_mb_with_photographs_of_6700_by_4500_pixels(tmp_path: Path, kind: str):
     source = tmp_path / "in"
     source.mkdir()
