@@ -83,7 +83,8 @@ def hash_of(channel: np.ndarray) -> bytes:
 def near_pairs(hashes: np.ndarray) -> list[tuple[int, int, int]]:
     """Find the candidates: the pairs (i, j, distance), i < j, of indices of near hashes, sorted.
 
-    `hashes` is (n, HASH_BYTES) uint8. Equal hashes are paired with the first of them only.
+    `hashes` is (n, HASH_BYTES) uint8. Equal hashes, of one photograph or of blank ones, are paired with the
+    first of them only.
     """
     unique, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     first_of = first[inverse.ravel()]

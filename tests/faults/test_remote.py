@@ -62,6 +62,7 @@ def test_a_set_behind_nginx(shard_set: Path, tmp_path: Path, share: float) -> No
         assert {server.requests[f"/{name}"] for name in local.shards} == {5}  # each once for each cache
 
 
+@full_only
 def test_a_run_on_two_processes_trains_and_scores_behind_a_url(
     shard_set: Path, tmp_path: Path, python: Command
 ) -> None:

@@ -79,6 +79,7 @@ def test_ctrl_c_under_the_launcher_of_one_process_saves_although_the_launcher_go
     assert (run / "REQUEUE").exists()
 
 
+@full_only
 def test_a_signal_that_is_repeated_at_once_is_one_and_a_later_one_means_now(shard_set, tmp_path, started):
     """Also in the middle of a step that takes for ever."""
     run = tmp_path / "run"

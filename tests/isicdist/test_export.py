@@ -61,6 +61,7 @@ def test_the_file_gives_the_models_probabilities_for_any_batch(run, tmp_path, ca
         np.testing.assert_allclose(probs, model(torch.from_numpy(images)).numpy(), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_file_that_says_something_else_is_not_written(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
