@@ -27,6 +27,7 @@ from torch import Tensor
 import isicdist.train
 from benchmarks.gpu.bare import BareStep
 from benchmarks.gpu.rows import Outcome, emit, run_row
+from benchmarks.train_step import channels_last
 from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, OptimConfig, TrainConfig, load_recipe
 from isicdist.data.augment import augment
 from isicdist.data.order import BatchPlan
@@ -89,35 +90,39 @@ def augmentation(data: Path) -> str:
 
 
 def network_and_gradient(data: Path) -> str:
-    """Compare logits and gradient in each precision with those of float64 on the CPU."""
+    """Compare logits and gradient in each precision, and in channels-last, with those of float64 on the CPU."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((2, 3, 64, 64), generator=generator, dtype=torch.float64)
     masks = (torch.rand((2, 1, 64, 64), generator=generator) > 0.5).to(torch.uint8)
     keys = torch.tensor([5, 6])
 
-    def run(on: torch.device, dtype: torch.dtype, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    def run(on: torch.device, dtype: torch.dtype, autocast: torch.dtype | None, last: bool) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
         network = ImprovedUNet(base_channels=8).to(on, dtype)
+        if last:
+            channels_last(network)
         with torch.autocast(on.type, autocast or torch.bfloat16, enabled=autocast is not None):
             logits = network(images.to(on, dtype), keys.to(on))
         segmentation_loss(logits, masks.to(on)).mean().backward()
         return logits.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    reference = run(torch.device("cpu"), torch.float64, None)
-    # Name, type of the weights, autocast, TF32, largest relative error of logits and of gradient.
+    reference = run(torch.device("cpu"), torch.float64, None, False)
+    # Name, type of the weights, autocast, channels-last, TF32, largest relative error of logits and of gradient.
     cases = [
-        ("float64", torch.float64, None, False, 1e-10, 1e-6),
-        ("float32", torch.float32, None, False, 1e-4, 1e-1),
-        ("TF32", torch.float32, None, True, 2e-2, 1.0),
-        ("bf16", torch.float32, torch.bfloat16, True, 1e-1, 1.5),
+        ("float64", torch.float64, None, False, False, 1e-10, 1e-6),
+        ("float64 channels-last", torch.float64, None, True, False, 1e-10, 1e-6),
+        ("float32", torch.float32, None, False, False, 1e-4, 1e-1),
+        ("TF32", torch.float32, None, False, True, 2e-2, 1.0),
+        ("bf16", torch.float32, torch.bfloat16, False, True, 1e-1, 1.5),
+        ("bf16 channels-last", torch.float32, torch.bfloat16, True, True, 1e-1, 1.5),
     ]
     if device().type == "cuda":
-        cases.append(("fp16", torch.float32, torch.float16, True, 5e-2, 1.0))
+        cases.append(("fp16", torch.float32, torch.float16, False, True, 5e-2, 1.0))
     texts, too_far = [], []
     allowed = torch.backends.cudnn.allow_tf32
-    for name, dtype, autocast, tf32, *limits in cases:
+    for name, dtype, autocast, last, tf32, *limits in cases:
         torch.backends.cudnn.allow_tf32 = tf32
-        errors = [relative_error(*pair) for pair in zip(run(device(), dtype, autocast), reference, strict=True)]
+        errors = [relative_error(*pair) for pair in zip(run(device(), dtype, autocast, last), reference, strict=True)]
         texts.append(f"{name} {errors[0]:.1e} and {errors[1]:.1e}")
         too_far += [name] if any(error >= limit for error, limit in zip(errors, limits, strict=True)) else []
     torch.backends.cudnn.allow_tf32 = allowed

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isicdist.network.dropout import KeyedDropout, keyed_keep
-from isicdist.network.unet import ImprovedUNet, NormAct
+from isicdist.network.unet import ImprovedUNet, NormAct, elementary_instance_norm
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,27 @@ def test_norms_and_dropout_are_the_same_in_both_memory_layouts():
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
     torch.testing.assert_close(through(x), through(x.detach().contiguous(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_elementary_instance_norm_is_torchs_and_keeps_the_layout(layout):
+    def through(norm: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        inputs = [each.clone().requires_grad_() for each in (x, weight, bias)]
+        out = norm(inputs[0], weight=inputs[1], bias=inputs[2], eps=1e-5)
+        return out, *torch.autograd.grad((out * factors).sum(), inputs)
+
+    x, factors = (torch.randn(3, 4, 6, 8, dtype=torch.float64).contiguous(memory_format=layout) for _ in range(2))
+    weight, bias = (torch.randn(4, dtype=torch.float64) for _ in range(2))
+    found = through(elementary_instance_norm)
+    torch.testing.assert_close(found, through(F.instance_norm))
+    assert found[0].stride() == found[1].stride() == x.stride()
+
+
+def test_the_elementary_instance_norm_of_bfloat16_has_statistics_of_float32():
+    x = (100 + torch.randn(2, 4, 64, 64)).bfloat16()
+    out = elementary_instance_norm(x, torch.ones(4), torch.zeros(4), 1e-5)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, F.instance_norm(x.float()).bfloat16())
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
