@@ -166,7 +166,9 @@ class Trainer:
                     # 4. Log, evaluate, save. A signal ends the run after the checkpoint.
                     if state.step % config.log_every == 0 or state.step == self.total_steps:
                         self.log(step, learning_rate, grad_norm)
-                    state.eval_pending = self.is_due(config.eval_every) and not self.evaluate()
+                    if self.is_due(config.eval_every):
+                        with self.meter.paused():
+                            state.eval_pending = not self.evaluate()
                     stopping = stop_requested or state.eval_pending
                     if stopping or self.finished or self.is_due(config.checkpoint_every):
                         self.save_checkpoint(required=stopping or self.finished)

@@ -74,13 +74,13 @@ FIRST = [
 """The variants that the targets are about, and the other precisions."""
 _OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
 OTHERS = [
+    dataclasses.replace(COMPILED, layout="channels last"),
     *(Variant(batch=batch, side=side) for batch, side in _OTHER_SHAPES),
     dataclasses.replace(BASE, cudnn_benchmark=True),
     dataclasses.replace(BASE, dropout="torch"),
     dataclasses.replace(BASE, dropout="none", layout="channels last"),
     dataclasses.replace(BASE, augment=False),
     Variant(batch=8, side=128, dropout="none", compile="CUDA graphs"),
-    dataclasses.replace(COMPILED, layout="channels last"),
     dataclasses.replace(COMPILED, dropout="none"),
     Variant(batch=64, side=128, compile="yes"),
     Variant(batch=32, side=512, compile="yes"),

@@ -71,6 +71,18 @@ class ContextModule(nn.Module):
         return r + self.conv2(self.norm2(x))
 
 
+class Upsample2(nn.Module):
+    """Nearest-neighbour up-sampling to twice the height and width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        if not torch.compiler.is_dynamo_compiling():
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        # torch.compile would scatter the gradient by atomic additions, whose order is random on a GPU.
+        doubled = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)  # (B, C, H, 2, W, 2)
+        return doubled.flatten(4).flatten(2, 3)
+
+
 class UpSampling(nn.Sequential):
     """Nearest ×2, conv3x3 that halves the channels, norm, LeakyReLU: (B, C, H, W) -> (B, C/2, 2H, 2W).
 
@@ -79,7 +91,7 @@ class UpSampling(nn.Sequential):
 
     def __init__(self, channels: int, *, lowest: bool) -> None:
         half = channels // 2
-        layers = [nn.Upsample(scale_factor=2, mode="nearest"), _conv(channels, half), NormAct(half)]
+        layers: list[nn.Module] = [Upsample2(), _conv(channels, half), NormAct(half)]
         if lowest:
             layers += [_conv(half, half, 1), NormAct(half)]
         super().__init__(*layers)
@@ -126,6 +138,7 @@ class ImprovedUNet(nn.Module):
         if deep_supervision:
             self.head_half = nn.Conv2d(2 * c[1], out_channels, 1)
             self.head_quarter = nn.Conv2d(2 * c[2], out_channels, 1)
+            self.upsample = Upsample2()
         self.apply(_he_normal)
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -165,8 +178,8 @@ class ImprovedUNet(nn.Module):
         # Deep supervision.
         logits = self.head_full(localized[3])  # (B, out_channels, H, W)
         if self.deep_supervision:
-            half = self.head_half(localized[2]) + _upsample2(self.head_quarter(localized[1]))  # (B, out, H/2, W/2)
-            logits = logits + _upsample2(half)
+            half = self.head_half(localized[2]) + self.upsample(self.head_quarter(localized[1]))  # (B, out, H/2, W/2)
+            logits = logits + self.upsample(half)
         return logits
 
 
@@ -183,10 +196,6 @@ def elementary_instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float
 
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _upsample2(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _he_normal(module: nn.Module) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Averages over the steps since the last line of the log, over all ranks."""
+    """Averages over the steps since the last line of the log, over all ranks; evaluations take no part in them."""
 
     loss: float
     """Mean over the steps whose update was made; NaN where there is none."""
@@ -67,6 +68,14 @@ class TrainMeter:
         self._skipped += skipped
         self._steps += 1
         self._images += samples
+
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None]:
+        """Leave the time of a block, such as an evaluation, out of the throughput. Waits for the device first."""
+        self._skipped.item()  # the steps that are queued belong to the interval
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def compute(self) -> Measured:
         """Give the averages over all ranks since the last call, and reset; every rank calls it (one all-reduce)."""

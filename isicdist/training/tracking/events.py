@@ -61,9 +61,9 @@ class TrainMetrics(_Event):
     grad_norm: float
     """L2 norm of the global batch's gradient, before clipping; may be infinite or NaN."""
     images_per_s: float
-    """Throughput of all ranks together since the last logged step, in images per second."""
+    """Throughput of all ranks together since the last logged step, in images per second, without evaluations."""
     data_wait: float
-    """Share of the time since the last logged step spent waiting for a batch, 0 to 1."""
+    """Share of that time spent waiting for a batch, 0 to 1."""
     skipped: int = 0
     """Steps since the last logged one whose update was skipped: loss or gradient not finite."""
     memory_bytes: int = 0
