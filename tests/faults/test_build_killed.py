@@ -153,14 +153,24 @@ def test_killed_at_random_moments_nothing_is_torn_and_a_rerun_gives_the_same_byt
 ):
     moments, killed = random.Random(0), 0
     words = ["--scheduler", request.getfixturevalue("dask")] if where == "under Dask" else []
-    for trial in range(number):
-        out = tmp_path / f"set-{trial}"
+
+    def begin(name: str) -> tuple[subprocess.Popen, Path | str, Path]:
+        """Start a build and wait for its plan; the process, the target and its folder."""
+        out = tmp_path / name
         target = f"file://{out}" if where == "into a URL" else out
         process = start(source, target, *words)
         while not (out / WORK / "plan.json").exists():
             assert process.poll() is None
             time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.8))
+        return process, target, out
+
+    process, *_ = begin("undisturbed")
+    planned = time.monotonic()
+    assert process.wait() == 0
+    seconds = time.monotonic() - planned
+    for trial in range(number):
+        process, target, out = begin(f"set-{trial}")
+        time.sleep(moments.uniform(0, seconds))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
