@@ -126,7 +126,7 @@ class Bench:
         """The moving average of the weights alone."""
         network = ImprovedUNet().to(self.device)
         ema = Ema(network, 0.99)
-        return lambda: ema.update(network, 1000)
+        return lambda: ema.update(1000)
 
     def seconds(self, step: Step) -> tuple[float, float]:
         """Wall and CPU seconds of one step."""

@@ -210,7 +210,7 @@ class Trainer:
         self.optimizer.step()
         self.gradients.zero()
         state.step += 1
-        self.ema.update(self.model, state.step)
+        self.ema.update(state.step)
         self.meter.add_step(loss, skipped, step.samples)
         if self.first_step_since:  # of this start: it has compiled kernels, warmed up cuDNN, filled the stream
             self.tracker.note(f"first step: {time.perf_counter() - self.first_step_since:.1f} s")

@@ -124,7 +124,8 @@ class BareStep:
         if variant.dropout == "torch":
             plain_dropout(trainer.model)
         if variant.layout == "channels last":
-            channels_last(trainer.model)
+            for network in (trainer.model, trainer.ema.model):
+                channels_last(network)
             trainer.gradients = Gradients(trainer.model.parameters(), trainer.accelerator)  # of the weights' layout
         if variant.compile == "CUDA graphs":
             trainer.prepared_model.compile(mode="reduce-overhead", dynamic=False)

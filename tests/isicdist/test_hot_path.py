@@ -105,7 +105,7 @@ class HotPath:
         norm = self.gradients.clip(1.0, cast(torch.optim.Optimizer, None))
         skipped = self.guard.check(1, POSITION, loss, norm)
         self.gradients.zero()
-        self.ema.update(self.model, 1)
+        self.ema.update(1)
         self.meter.add_step(loss, skipped, 7)
 
 

@@ -50,10 +50,10 @@ def test_the_mean_follows_by_the_decay_and_faster_at_the_start():
     model = with_weight(0.0)
     ema = Ema(model, 0.9)
     model.weight.data.fill_(1.0)
-    ema.update(model, 1)
+    ema.update(1)
     assert weight(ema).item() == pytest.approx(1 - 2 / 11)
     for step in (1000, 1001):
-        ema.update(model, step)
+        ema.update(step)
     assert weight(ema).item() == pytest.approx(1 - 2 / 11 * 0.9**2)
     assert model.weight.item() == 1.0
 
@@ -64,7 +64,7 @@ def test_without_a_decay_the_mean_is_the_weights_to_the_bit():
     ema = Ema(model, 0.0)
     for step in range(1, 100):
         model.weight.data.copy_(torch.randn((1, 1), generator=generator))
-        ema.update(model, step)
+        ema.update(step)
         assert torch.equal(weight(ema), model.weight)
 
 
