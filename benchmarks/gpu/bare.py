@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from benchmarks.train_step import channels_last, plain_dropout
 from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig, load_recipe
 from isicdist.data.stream import Batch, Step
 from isicdist.distributed.gradients import Gradients
+from isicdist.network.unet import ImprovedUNet
 from isicdist.train import Trainer
 
 ROUNDS = 3
@@ -124,7 +125,7 @@ class BareStep:
         if variant.dropout == "torch":
             plain_dropout(trainer.model)
         if variant.layout == "channels last":
-            for network in (trainer.model, trainer.ema.model):
+            for network in (trainer.model, cast(ImprovedUNet, trainer.ema.model)):
                 channels_last(network)
             trainer.gradients = Gradients(trainer.model.parameters(), trainer.accelerator)  # of the weights' layout
         if variant.compile == "CUDA graphs":
