@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import PackageNotFoundError, distributions, metadata
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
@@ -20,6 +21,10 @@ USED = [
     for text in requirements
     if extra not in FOR_DEVELOPERS
 ]
+PINNED = {
+    canonicalize_name(name)
+    for name in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+}
 PERMISSIVE = re.compile(r"Apache|MIT|BSD|PSF|Python Software Foundation")
 
 
@@ -38,6 +43,18 @@ def test_a_dependency_has_a_permissive_licence(name: str):
 
 def test_every_dependency_has_a_version_that_it_is_tested_with():
     """The bill of materials of the wheel takes it from there."""
-    names = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     unpinned = {"trackio"}  # it asks for an older Pillow than the pins: see pyproject.toml
-    assert set(map(canonicalize_name, USED)) - set(map(canonicalize_name, names)) == unpinned
+    assert set(map(canonicalize_name, USED)) - PINNED == unpinned
+
+
+def test_the_pins_can_be_installed_on_the_oldest_python():
+    """3.11.0 means 3.11.0: Debian 12 has 3.11.2, and a pin that asks for 3.11.5 cannot be installed there."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    refused = [
+        f"{each.name} {each.version} requires Python {wanted}"
+        for each in distributions()
+        if canonicalize_name(each.name) in PINNED
+        and (wanted := each.metadata["Requires-Python"])
+        and not SpecifierSet(wanted).contains(oldest)
+    ]
+    assert not refused
