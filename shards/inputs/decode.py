@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import struct
 import warnings
@@ -61,6 +62,7 @@ DECODE_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
 )
 

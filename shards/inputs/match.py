@@ -15,12 +15,10 @@ from pathlib import PurePosixPath
 
 from shards import format
 from shards.errors import SourceError, UsageError
-from shards.inputs.source import IMAGE_TYPES, File
+from shards.inputs.source import IMAGE_TYPES, OTHER_IMAGE_TYPES, PICTURE_TYPES, File
 
 MASK_SUFFIX = "_segmentation"
 DOWNSAMPLED = "_downsampled"
-OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif"})
-PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
 
 _NEITHER = re.compile(r"_superpixels$|_R\d+_Label\d+$", re.IGNORECASE)  # of ISIC; regions of interest of PH2
 
@@ -130,8 +128,10 @@ def pair_files(files: Iterable[File], mask_suffix: str = MASK_SUFFIX, mask_sourc
             f"{known[0].detail}); mend their names or formats"
         )
     if not pairs:
+        archives = sum(file.name.lower().endswith(".zip") for file in ignored)
+        closed = f" ({archives} .zip archives among them were not opened: name each)" if archives else ""
         raise SourceError(
-            f"no image has a mask: {len(images)} images, {len(masks)} masks named KEY{mask_suffix}.png; "
+            f"no image has a mask: {len(images)} images, {len(masks)} masks named KEY{mask_suffix}.png{closed}; "
             "check --images, --masks and --mask-suffix"
         )
     pairs.sort(key=lambda pair: pair.key)

@@ -5,19 +5,29 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol
 
 from shards.errors import SourceError
+from shards.urls import filesystem_of, reach, retry, without_password
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+OTHER_IMAGE_TYPES = frozenset({".tif", ".tiff", ".gif", ".webp", ".heic", ".jp2", ".dcm", ".jfif", ".avif", ".jpe"})
+PICTURE_TYPES = IMAGE_TYPES | OTHER_IMAGE_TYPES
 MAX_FILE_BYTES = 1 << 28  # of one image or mask, unpacked
 MISSING = -1
+AGAIN = "run the same command again later"
+DAMAGED_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""Raised by zipfile for what an archive holds: damaged, or encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class Source(Protocol):
 
     @property
     def location(self) -> str:
-        """Path or URL of the source."""
+        """Path or URL of the source; a URL with its password."""
         ...
 
     def files(self, source: int) -> list[File]:
@@ -49,7 +59,7 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """Read a whole file. Raises OSError, or what a damaged archive raises."""
+        """Read a whole file. Raises OSError, what a damaged archive raises, or ToolkitError when a URL fails."""
         ...
 
     def close(self) -> None:
@@ -115,7 +125,11 @@ class ZipSource:
     def read(self, name: str) -> bytes:
         """Decompress a whole file, checked against its CRC-32; no more of it than the archive's list says."""
         archive = self._archive()
-        with archive.open(name) as file:
+        remote = "://" in self.location
+        with (
+            reach(self.location, "read", AGAIN, passing=DAMAGED_ARCHIVE_ERRORS) if remote else nullcontext(),
+            archive.open(name) as file,
+        ):
             return file.read(archive.getinfo(name).file_size)
 
     def close(self) -> None:
@@ -134,12 +148,14 @@ class ZipSource:
     def _archive(self) -> zipfile.ZipFile:
         process = os.getpid()
         if process not in self._archives:
-            file = self._open()
-            try:
-                self._archives[process] = zipfile.ZipFile(file)
-            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-                file.close()
-                raise SourceError(f"{self.location}: not a whole zip archive ({error}); download it again") from error
+            with reach(self.location, "read") if "://" in self.location else nullcontext():
+                file = self._open()
+                try:
+                    self._archives[process] = zipfile.ZipFile(file)
+                except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                    file.close()
+                    location = without_password(self.location)
+                    raise SourceError(f"{location}: not a whole zip archive ({error}); download it again") from error
         return self._archives[process]
 
     def _open(self) -> BinaryIO:
@@ -156,19 +172,26 @@ class UrlSource:
     location: str
 
     def files(self, source: int) -> list[File]:
-        """List all files below the URL, sorted by name."""
-        filesystem, root = filesystem_of(self.location)
-        found = filesystem.find(root, detail=True)
-        files = [
-            File(source, str(PurePosixPath(path).relative_to(root)), int(info["size"] or 0))
-            for path, info in found.items()
-        ]
+        """List all files below the URL, sorted by name. Raises ToolkitError."""
+        with reach(self.location, "listed"):
+            filesystem, root = filesystem_of(self.location)
+            files: list[File] = []
+            # Not by the file system's `find`, which leaves out a folder that it fails to list.
+            folders, seen = [root], {root}
+            while folders:
+                folder = folders.pop()
+                for entry in retry(partial(filesystem.ls, folder, detail=True)):
+                    path = entry["name"].rstrip("/")
+                    if entry["type"] == "directory":
+                        folders += [path] if path not in seen else []
+                        seen.add(path)
+                    elif path != folder:  # an object store may keep an empty object for the folder
+                        files.append(File(source, path.removeprefix(f"{root}/"), int(entry["size"] or 0)))
         return sorted(files, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
-        """Download a whole file."""
-        filesystem, root = filesystem_of(self.location)
-        return filesystem.cat_file(f"{root}/{name}")
+        """Download a whole file. Raises FileNotFoundError or ToolkitError."""
+        return _download(self.location, name)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -181,16 +204,19 @@ class FileSource:
     location: str
 
     def files(self, source: int) -> list[File]:
-        """List the one file."""
-        filesystem, path = filesystem_of(self.location)
-        size = int(filesystem.info(path)["size"] or 0)
-        changed = Path(self.location).stat().st_mtime_ns if "://" not in self.location else 0
-        return [File(source, PurePosixPath(path).name, size, changed=changed)]
+        """List the one file. Raises OSError or ToolkitError."""
+        path = PurePosixPath(self.location)
+        if "://" not in self.location:
+            status = Path(path).stat()
+            return [File(source, path.name, status.st_size, changed=status.st_mtime_ns)]
+        with reach(self.location, "read"):
+            filesystem, remote_path = filesystem_of(self.location)
+            size = retry(partial(filesystem.info, remote_path))["size"]
+            return [File(source, PurePosixPath(remote_path).name, int(size or 0))]
 
     def read(self, name: str) -> bytes:
-        """Read the one file, whatever the name."""
-        filesystem, path = filesystem_of(self.location)
-        return filesystem.cat_file(path)
+        """Read the one file, whatever the name. Raises OSError or ToolkitError."""
+        return _download(self.location) if "://" in self.location else Path(self.location).read_bytes()
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -217,53 +243,53 @@ def open_source(location: str) -> Source:
 def open_sources(locations: Iterable[str]) -> tuple[list[Source], list[File]]:
     """Open the sources (each once, however often it is named) and list their files.
 
-    A folder inside another of the sources is listed with the outer one only. A folder that holds .zip archives and
-    nothing else stands for these archives.
-    Raises SourceError that names a location which is missing or has no file.
+    A folder or a picture inside another of the sources is listed with the outer one only. A folder that holds .zip
+    archives but neither pictures nor folders stands for these archives.
+    Raises SourceError that names a location which is missing or has no file, ToolkitError when a URL fails.
     """
     sources: list[Source] = []
     files: list[File] = []
     expanded = dict.fromkeys(archive for location in locations for archive in archives_in(location))
     for location in _outermost(list(expanded)):
-        source = open_source(location)
+        source, where = open_source(location), without_password(location)
         try:
             found = source.files(len(sources))
-        except (OSError, ImportError, ValueError) as error:
-            raise SourceError(f"{location}: cannot be listed ({error}); check the path and your rights") from error
+        except OSError as error:
+            raise SourceError(f"{where}: cannot be listed ({error}); check the path and your rights") from error
         if not found:
-            raise SourceError(f"{location}: there is no file in it; give the folder or archive with the pictures")
+            raise SourceError(f"{where}: there is no file in it; give the folder or archive with the pictures")
         sources.append(source)
         files += found
     return sources, files
 
 
 def archives_in(location: str) -> list[str]:
-    """List the .zip archives of a local folder that holds nothing else, sorted; for any other location itself."""
+    """List the .zip archives of a local folder without pictures or folders, sorted; for any other location itself."""
     if "://" in location or not Path(location).is_dir():
         return [location]
-    names = sorted(entry.name for entry in Path(location).iterdir() if not entry.name.startswith("."))
-    if not names or not all(name.lower().endswith(".zip") for name in names):
+    entries = sorted(entry for entry in Path(location).iterdir() if not entry.name.startswith("."))
+    if any(entry.is_dir() or entry.suffix.lower() in PICTURE_TYPES for entry in entries):
         return [location]
-    return [str(Path(location) / name) for name in names]
+    return [str(entry) for entry in entries if entry.suffix.lower() == ".zip"] or [location]
 
 
 def _outermost(locations: list[str]) -> list[str]:
-    """Drop the locations that are the same as another one or lie inside it."""
+    """Drop the locations that are the same as another one, and what is listed with a folder: not archives in it."""
     outermost: dict[Path, str] = {}
-    folders = {Path(location).resolve() for location in locations if Path(location).is_dir()}
+    folders = {Path(os.path.realpath(location)) for location in locations if Path(location).is_dir()}
     for location in locations:
-        path = Path(location).resolve() if "://" not in location else Path(location)
-        if path not in outermost and not folders.intersection(path.parents):
+        path = Path(location if "://" in location else os.path.realpath(location))
+        is_listed = path.suffix.lower() != ".zip" or path in folders
+        if path not in outermost and not (is_listed and folders.intersection(path.parents)):
             outermost[path] = location
     return list(outermost.values())
 
 
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Raises ImportError or ValueError where there is none."""
-    from fsspec.core import url_to_fs
-
-    filesystem, path = cast(tuple[Any, str], url_to_fs(url))
-    return filesystem, path.rstrip("/")
+def _download(url: str, name: str = "") -> bytes:
+    """Read a whole file below a URL, or at it. Raises FileNotFoundError, or ToolkitError for any other failure."""
+    with reach(f"{url.rstrip('/')}/{name}".rstrip("/"), "read", AGAIN, passing=(FileNotFoundError,)):
+        filesystem, root = filesystem_of(url)
+        return retry(partial(filesystem.cat_file, f"{root}/{name}".rstrip("/")))
 
 
 def _raise(error: OSError) -> None:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import math
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ from fsspec.core import url_to_fs
 
 from shards.errors import CorruptShardError, ShardSetError, ToolkitError, UsageError
 from shards.format import FileEntry
+from shards.urls import is_transient, without_password
 
 MAX_ATTEMPTS = 10  # at one file
 MAX_CORRUPT_ATTEMPTS = 2  # at a file that arrives complete, but with other bytes
 STALL_TIMEOUT_SECONDS = 12.0  # without a byte of one file, over all attempts; then its server is given up
 READ_TIMEOUT_SECONDS = 4.0  # without a byte, which ends one attempt
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 3.0  # between attempts; doubled from one to the next
-RETRYABLE_HTTP_STATUS = frozenset({408, 425, 429})  # of 4xx: request timeout, too early, too many requests
 LOCAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE})  # not the server's
 
 T = TypeVar("T")
@@ -35,7 +34,7 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         """Open the file system; nothing is read yet. Raises UsageError when it or what it needs is not installed."""
         self.url = url.rstrip("/")
-        self.location = re.sub(r"//[^/@]*@", "//", self.url)
+        self.location = without_password(self.url)
         """The URL without a password: for messages."""
         try:
             self._filesystem, root = url_to_fs(self.url, **_timeout_options(self.url))
@@ -138,10 +137,7 @@ def _is_retryable(error: Exception, attempts: int) -> bool:
     """True if another attempt after `attempts` may succeed."""
     if isinstance(error, _WrongBytesError):
         return attempts < MAX_CORRUPT_ATTEMPTS
-    status = getattr(error, "status", 0)  # of HTTP
-    if 400 <= status < 500:
-        return status in RETRYABLE_HTTP_STATUS
-    return not isinstance(error, FileNotFoundError | PermissionError | NotImplementedError | TypeError)
+    return is_transient(error)
 
 
 def _timeout_options(url: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import Source
 from shards.parallel.processes import Advance
 from shards.planning.plan import BuildOptions, Part, PlannedShard
+from shards.urls import without_password
 from shards.writing.encode import DeferredCopy, Sample, copy_deferred, encode
 from shards.writing.records import (
     PartRecord,
@@ -180,9 +181,10 @@ def _copy_members(
     except BadPairError:
         members = None
     if members is None:
+        where = without_password(sources[pair.image.source].location)
         raise ToolkitError(
-            f"{sources[pair.image.source].location}: {pair.image.name} or its mask has changed during the build or "
-            "cannot be read any more; leave the sources as they are, and run again"
+            f"{where}: {pair.image.name} or its mask has changed during the build or cannot be read any more; "
+            "leave the sources as they are, and run again"
         )
     return members
 

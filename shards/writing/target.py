@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from shards.errors import ToolkitError, UsageError
+from shards.errors import UsageError
 from shards.files import atomic_file
-from shards.inputs.source import filesystem_of
+from shards.urls import filesystem_of, reach, without_password
 from shards.writing.claim import claimed
 
 WORK = ".build"
@@ -96,10 +96,12 @@ def open_target(location: str | Path) -> Target:
     if location.startswith(("file://", "local://")):
         return FolderTarget(Path(filesystem_of(location)[1]))
     try:
-        filesystem_of(location)
+        with reach(location, "written to", passing=(ImportError, ValueError)):
+            filesystem_of(location)  # some connect here
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"--out {location}: cannot be written to ({error}); install what it needs or give a folder"
+            f"--out {without_password(location)}: cannot be written to ({error}); "
+            "install what it needs or give a folder"
         ) from error
     return UrlTarget(location.rstrip("/"))
 
@@ -191,7 +193,12 @@ class FolderTarget:
 class UrlTarget:
     """A folder behind an fsspec URL."""
 
-    location: str
+    url: str
+
+    @property
+    def location(self) -> str:
+        """The URL, without a password."""
+        return without_password(self.url)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold a claim of the URL for a block (`shards.writing.claim`). Raises UsageError when another build does."""
@@ -250,19 +257,11 @@ class UrlTarget:
 
     @contextmanager
     def filesystem(self, action: str) -> Generator[tuple[Any, str]]:
-        """Open the file system and the path in it, for a block; raise each of its many errors as ToolkitError.
-
-        `action` is the participle for the message, as in "cannot be listed".
-        """
-        try:
-            filesystem, root = filesystem_of(self.location)
+        """Open the file system and the path in it, for a block. Raises ToolkitError (`shards.urls.reach`)."""
+        with reach(self.url, action):
+            filesystem, root = filesystem_of(self.url)
             filesystem.invalidate_cache()  # another process may have written since
             yield filesystem, root
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ToolkitError(
-                f"{self.location}: cannot be {action} ({reason}); check the URL and your rights"
-            ) from error
 
 
 @dataclass(frozen=True)
