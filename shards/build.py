@@ -20,7 +20,7 @@ from shards.errors import SourceError, UsageError
 from shards.exclusions import read_excluded
 from shards.format import Index
 from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
-from shards.inputs.source import archives_in, open_sources
+from shards.inputs.source import archives_in, files_outside, open_sources
 from shards.parallel.dask import Cluster, connect
 from shards.parallel.processes import Advance, Work, available_cores, run_parallel
 from shards.planning.duplicates import HASH_BYTES, Duplicate, kind_of, merge_groups, near_pairs
@@ -69,7 +69,7 @@ class BuildResult:
     already_complete: bool
     """The set was complete before this build, which changed nothing."""
     grouped: int | None = None
-    """Number of pairs that the table of groups names; None without one."""
+    """Number of packed pairs that the table of groups names; None without one."""
 
 
 def build(
@@ -109,6 +109,7 @@ def build(
     )
     target = open_target(out)
     sources, files = open_sources([*image_locations, *mask_locations])
+    files = files_outside(target.location, sources, files)
     masks_only = {each for location in mask_locations for each in archives_in(location)}
     masks_only -= {each for location in image_locations for each in archives_in(location)}
     try:
@@ -124,7 +125,7 @@ def build(
         if split_table:
             check_groups(split_table, groups)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
-        index, already_complete = _complete_index(target, built), True
+        index, grouped, already_complete = _complete_index(target, built), None, True
         if index is None:
             identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
             job = Job(target=target, sources=sources, options=options, identity=identity)
@@ -134,12 +135,14 @@ def build(
                     already_complete = False
                     stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
-                        index = _build(stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks)
+                        index, packed = _build(
+                            stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks
+                        )
+                    grouped = sum(pair.key in groups for pair in packed) if options.groups else None
     finally:
         for source in sources:
             source.close()
-    target.clear(WORK)  # here, too, for a build that was killed just before its end
-    grouped = len(groups) if options.groups and not already_complete else None
+    target.clear_work()  # here, too, for a build that was killed just before its end
     return BuildResult(location=target.location, index=index, already_complete=already_complete, grouped=grouped)
 
 
@@ -151,8 +154,8 @@ def _build(
     built: dict[str, Any],
     *,
     allow_empty_masks: bool,
-) -> Index:
-    """Encode the pairs, find duplicates, plan the shards, write them and publish the index."""
+) -> tuple[Index, list[Pair]]:
+    """Encode the pairs, find duplicates, plan and write the shards, publish the index. Returns the packed pairs."""
     options = stages.job.options
     fail = options.on_bad_input == "fail"
     bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
@@ -194,7 +197,7 @@ def _build(
 
     # 4. Assemble the shards, and publish the index.
     records = stages.write_shards(shards, {**encoded.part_of, **encoded_again.part_of})
-    return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits)
+    return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits), good
 
 
 def _absolute(locations: Sequence[str]) -> list[str]:
@@ -227,14 +230,14 @@ def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Ma
 
 @contextmanager
 def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
-    """Start a build or resume it, for a block. A SourceError in the block deletes all files of the build.
+    """Start a build or resume it, for a block. A SourceError in the block, before any shard, deletes what it has done.
 
     Raises UsageError when the target holds other files.
     """
     if target.exists(PLAN):
         _check_same_build(target, read_record(target, PLAN), identity)
     elif target.has_foreign_files():
-        target.clear(WORK)
+        target.clear_work()
         raise UsageError(
             f"{target.location}: holds files that are no shard set; give a new or an empty folder for --out"
         )
@@ -242,7 +245,7 @@ def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
     try:
         yield
     except SourceError:
-        target.clear()
+        target.clear_work()
         raise
 
 

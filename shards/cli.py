@@ -120,8 +120,8 @@ def build(
         console.print_rejected(error.rejected)
         raise
     console.print_build(result)
-    if not result.already_complete:
-        console.print_mask_warnings(ShardSet.open(out))
+    if not result.already_complete and "://" not in result.location:  # it would be downloaded; `info` looks at it
+        console.print_mask_warnings(ShardSet.open(result.location))
     return 0
 
 

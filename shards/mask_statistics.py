@@ -19,12 +19,13 @@ SAMPLED_MASKS = 64
 def mask_warnings(split: Split) -> list[str]:
     """Describe what looks wrong about the masks of a split, a line each, with numbers; empty when nothing does.
 
-    Borders are looked at in SAMPLED_MASKS masks, spread over the split; so are areas where masks were copied, whose
-    areas the sample table does not have. Raises CorruptShardError for a mask that does not decode.
+    Borders are looked at in SAMPLED_MASKS masks, spread over the split, or over its first shard where shards have to be
+    downloaded; so are areas where masks were copied, whose areas the sample table does not have. Raises
+    CorruptShardError for a mask that does not decode.
     """
     if not len(split):
         return []
-    sampled = sampled_masks(len(split))
+    sampled = sampled_masks(int(split.shard_samples[0]) if split.cached_set else len(split))
     kinds = Counter(kind_of_mask(split.mask(index)) for index in sampled)
     rows, total = split.table, len(split)
     if (rows["foreground"] == format.UNCOUNTED).any():
@@ -49,7 +50,7 @@ def mask_warnings(split: Split) -> list[str]:
 
 
 def sampled_masks(count: int) -> list[int]:
-    """Indices of the samples of a split of `count` whose masks are decoded: SAMPLED_MASKS of them, spread over it."""
+    """Indices of the samples, of the first `count` of a split, whose masks are decoded: SAMPLED_MASKS, spread out."""
     return np.linspace(0, count - 1, min(SAMPLED_MASKS, count)).astype(int).tolist()
 
 

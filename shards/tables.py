@@ -10,6 +10,8 @@ from typing import Any
 
 from shards.errors import UsageError
 
+DOWNSAMPLED = "_downsampled"
+"""Suffix of the names of images that ISIC 2019 has reduced; their masks are named without it."""
 ID_COLUMNS = ("isic_id", "image_id", "image", "id")
 """Names of the column with the image's id: the first of them in a table, else its first column."""
 
@@ -32,7 +34,7 @@ def parse_column_spec(spec: str, flag: str, example: str) -> tuple[Path, str]:
 
 
 def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
-    """Read a column of a CSV file: its values by image id.
+    """Read a column of a CSV file: its values by image id, under each of `_names_of`. Rows without an id are left out.
 
     Raises UsageError with the flag for a missing file or column, for a file that is not CSV in UTF-8, and for an id
     with two values.
@@ -44,20 +46,24 @@ def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for row in rows:
         key, value = (row[id_column] or "").strip(), (row[column] or "").strip()
-        if values.setdefault(key, value) != value:
+        if key and values.setdefault(key, value) != value:
             raise UsageError(f"{flag} {path}: {key} has two values, {values[key]!r} and {value!r}")
+    for key, value in list(values.items()):
+        for name in _names_of(key):
+            values.setdefault(name, value)
     return values
 
 
-def read_ids(path: Path, flag: str) -> tuple[list[str], list[str]]:
-    """Read the image ids of a CSV file, and the names of its columns.
+def read_ids(path: Path, flag: str) -> tuple[set[str], list[str]]:
+    """Read the image ids of a CSV file, under each of `_names_of`, and the names of its columns.
 
     Raises UsageError with the flag for a missing file, one without a column, and one that is not CSV in UTF-8.
     """
     names, rows = _read(path, flag)
     if not names:
         raise UsageError(f"{flag} {path}: it is empty; it needs a line of column names, as id")
-    return [(row[_id_column(names)] or "").strip() for row in rows], names
+    ids = {(row[_id_column(names)] or "").strip() for row in rows} - {""}
+    return {name for key in ids for name in _names_of(key)}, names
 
 
 def _read(path: Path, flag: str) -> tuple[list[str], list[dict[str, str | None]]]:
@@ -70,6 +76,12 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[dict[str, str | None]]
         raise UsageError(f"{flag} {path}: there is no such file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{flag} {path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _names_of(key: str) -> tuple[str, ...]:
+    """Give the ids that an image may have where a table names it so: KEY.jpg and KEY_downsampled are KEY, too."""
+    stem = key.partition(".")[0]  # no id has a dot
+    return key, stem, stem.removesuffix(DOWNSAMPLED)
 
 
 def _id_column(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from shards import codecs
-from shards.errors import ToolkitError
+from shards.errors import SourceError, ToolkitError
 from shards.geometry import ResizePlan
 from shards.inputs.binary_png import decode_binary_png
 from shards.inputs.depth import reduce_to_8_bits, split_alpha, wide_values
@@ -201,10 +201,9 @@ def read_input(file: File, sources: list[Source]) -> bytes:
     with _as_bad_pair(file):
         try:
             data = sources[file.source].read(file.name)
-        except FileNotFoundError as error:  # no bad input: it was moved, or another machine does not see it
-            raise ToolkitError(
-                f"{error.filename or file.name} was there and is gone; leave the sources as they are, and run again"
-            ) from error
+        except (FileNotFoundError, SourceError) as error:  # no bad input: moved, or another machine does not see it
+            name = error.filename if isinstance(error, OSError) and error.filename else file.name
+            raise ToolkitError(f"{name} was there and is gone; leave the sources as they are, and run again") from error
     if not data:
         raise BadPairError(file, "truncated", "the file is empty")
     return data

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 from shards import format
 from shards.errors import SourceError, UsageError
 from shards.inputs.source import IMAGE_TYPES, OTHER_IMAGE_TYPES, PICTURE_TYPES, File
+from shards.tables import DOWNSAMPLED
 
 MASK_SUFFIX = "_segmentation"
-DOWNSAMPLED = "_downsampled"
 
 _NEITHER = re.compile(r"_superpixels$|_R\d+_Label\d+$", re.IGNORECASE)  # of ISIC; regions of interest of PH2
 

@@ -10,7 +10,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -261,6 +261,17 @@ def open_sources(locations: Iterable[str]) -> tuple[list[Source], list[File]]:
         sources.append(source)
         files += found
     return sources, files
+
+
+def files_outside(folder: str, sources: Sequence[Source], files: list[File]) -> list[File]:
+    """Leave out the files below a local folder inside of a source, such as those of the set that is built there."""
+    real = Path(os.path.realpath(folder))
+    prefixes: dict[int, str] = {}
+    for number, source in enumerate(sources):
+        root = Path(os.path.realpath(source.location)) if isinstance(source, FolderSource) else real
+        if root in real.parents:
+            prefixes[number] = f"{real.relative_to(root).as_posix()}/"
+    return [file for file in files if not (file.source in prefixes and file.name.startswith(prefixes[file.source]))]
 
 
 def archives_in(location: str) -> list[str]:

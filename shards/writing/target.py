@@ -71,8 +71,8 @@ class Target(Protocol):
         """Delete files; missing ones are ignored."""
         ...
 
-    def clear(self, below: str = "") -> None:
-        """Delete all files, or all files below a folder."""
+    def clear_work(self) -> None:
+        """Delete `WORK`."""
         ...
 
 
@@ -177,16 +177,9 @@ class FolderTarget:
         for name in names:
             (self.root / name).unlink(missing_ok=True)
 
-    def clear(self, below: str = "") -> None:
-        """Delete all files and folders, or one folder."""
-        if below:
-            shutil.rmtree(self.root / below, ignore_errors=True)
-            return
-        for path in self.root.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def clear_work(self) -> None:
+        """Delete `WORK`."""
+        shutil.rmtree(self.root / WORK, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -241,13 +234,12 @@ class UrlTarget:
                 if filesystem.exists(path):
                     filesystem.rm_file(path)
 
-    def clear(self, below: str = "") -> None:
-        """Delete all files, or all files below a folder. Raises ToolkitError."""
-        names = self._names(below)
+    def clear_work(self) -> None:
+        """Delete `WORK`. Raises ToolkitError."""
+        names = self._names(WORK)
         with self.filesystem("deleted") as (filesystem, root):
-            path = f"{root}/{below}".rstrip("/")
             if names:  # file by file: a recursive deletion may take an empty bucket with it
-                filesystem.rm([f"{path}/{name}" for name in names])
+                filesystem.rm([f"{root}/{WORK}/{name}" for name in names])
 
     def _names(self, below: str) -> list[str]:
         with self.filesystem("listed") as (filesystem, root):

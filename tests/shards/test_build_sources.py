@@ -97,22 +97,40 @@ def test_the_culprit_is_named_before_its_partner(pictures, tmp_path):
         build(str(images), str(masks), tmp_path / "set", OPTIONS, workers=1)
 
 
-def test_a_table_of_groups_that_names_half_of_the_images_says_so(pictures, tmp_path, capsys):
+def test_a_table_of_groups_that_names_a_part_of_the_packed_images_says_so(pictures, tmp_path, capsys):
     images, masks = pictures
-    table = "".join(f"ISIC_{number:07},L{number}\n" for number in range(3))
+    (images / "ISIC_0000000.jpg").write_bytes(b"")
+    table = "".join(f"ISIC_{number:07},L{number}\n" for number in range(5))
     (tmp_path / "groups.csv").write_text("isic_id,lesion_id\n" + table)
-    words = (
-        "--images",
-        images,
-        "--masks",
-        masks,
-        "--out",
-        tmp_path / "set",
-        "--groups",
-        f"{tmp_path}/groups.csv:lesion_id",
-    )
-    assert run("build", *words, "--size", "32", "--split", "train=1", "--workers", "1") == 0
-    assert "--groups names 3 of the 6 images; each of the others is a group of its own" in capsys.readouterr().out
+    groups = f"{tmp_path}/groups.csv:lesion_id"
+    words = ("--images", images, "--masks", masks, "--out", tmp_path / "set", "--groups", groups)
+    options = ("--size", "32", "--split", "train=1", "--workers", "1", "--on-bad-input", "skip")
+    assert run("build", *words, *options) == 0
+    assert "--groups names 4 of the 5 images; each of the others is a group of its own" in capsys.readouterr().out
+
+
+def test_a_set_inside_of_its_source_is_no_source(pictures, tmp_path):
+    images, masks = pictures
+    for complete in (False, True):
+        result = build(str(images), str(masks), images / "sets" / "set", OPTIONS, workers=1)
+        assert result.already_complete is complete
+        assert result.index.counts.ignored == 0
+
+
+def test_a_build_that_fails_deletes_no_file_of_others(pictures, tmp_path):
+    images, masks = pictures
+    (images / "ISIC_0000000.jpg").write_bytes(b"")
+    out = tmp_path / "set"
+
+    def killed(done: int, total: int, stage: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(str(images), str(masks), out, OPTIONS, workers=1, report=killed)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(BadInputError):
+        build(str(images), str(masks), out, OPTIONS, workers=1)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
 def test_official_archives_give_the_splits(pictures, tmp_path):

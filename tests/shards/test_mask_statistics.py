@@ -53,6 +53,16 @@ def test_a_set_as_it_should_be_has_no_warning(tmp_path):
     assert mask_warnings(built(tmp_path, [np.zeros_like(disc())] * 4 + [disc()] * 16)) == []
 
 
+def test_of_a_remote_split_one_shard_is_looked_at(tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "pictures", [255 - disc()] * SAMPLES)
+    options = BuildOptions(size=32, split="train=1", samples_per_shard=4)
+    build(str(folder), str(folder), tmp_path / "set", options)
+    monkeypatch.setenv("ISICDIST_CACHE", str(tmp_path / "cache"))
+    (warning,) = mask_warnings(ShardSet.open(f"file://{tmp_path}/set").split("train"))
+    assert "in 4 of 4 masks looked at" in warning
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 1
+
+
 def test_real_masks_have_no_warning(tmp_path, real_data):
     folder = real_data / "isic-original"
     build(str(folder / "images"), str(folder / "masks"), tmp_path / "set", OPTIONS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError
+from shards.exclusions import read_excluded
 from shards.planning.split import parse_fractions, read_groups, shuffled, split_of
 
 FRACTIONS = parse_fractions("train=0.8,val=0.1,test=0.1")
@@ -43,6 +44,13 @@ def test_groups_are_read_by_the_known_id_column(tmp_path: Path):
     table = tmp_path / "metadata.csv"
     table.write_text("lesion_id,isic_id\nIL_1,A\nIL_1,B\nIL_2,C\n,D\n")
     assert read_groups(f"{table}:lesion_id", "ABDE") == {"A": "IL_1", "B": "IL_1"}
+
+
+def test_ids_may_be_the_names_of_files_and_of_reduced_images(tmp_path: Path):
+    table = tmp_path / "metadata.csv"
+    table.write_text("image,lesion_id\nA.jpg,IL_1\nB_downsampled,IL_1\nC_downsampled.JPG,IL_2\n,\n,IL_3\n")
+    assert read_groups(f"{table}:lesion_id", "ABC") == {"A": "IL_1", "B": "IL_1", "C": "IL_2"}
+    assert read_excluded(table) >= set("ABC")
 
 
 @pytest.mark.parametrize(
