@@ -15,14 +15,12 @@ import numpy as np
 from isal import isal_zlib
 
 from shards import codecs
+from shards.inputs.headers import plain_chunks
 
 _KIND = bytes((8, 0, 0, 0, 0))  # 8 bits, grey; deflate, filters by row, not interlaced
 _NONE, _SUB, _UP, _PAETH = 0, 1, 2, 4
 _BLACK, _WHITE = 1, 255  # what is added to white to make black, and to black to make white: modulo 256
 _MAX_DIFFERING = 16  # 8-byte words per row with a pixel that is not as predicted; with more Pillow is quicker
-# Chunks that change how a pixel is read, or may turn the picture: with these keywords a text has EXIF or XMP in it.
-_REFUSED = (b"PLTE", b"tRNS", b"eXIf")
-_TEXTS, _TURNING = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 def decode_binary_png(data: bytes) -> np.ndarray | None:
@@ -30,9 +28,10 @@ def decode_binary_png(data: bytes) -> np.ndarray | None:
     if data[:16] != codecs.PNG_START or data[24:29] != _KIND:
         return None
     width, height = struct.unpack(">II", data[16:24])
-    compressed = _image_data(data)
-    if compressed is None or not 0 < width * height <= codecs.MAX_PIXELS or height > codecs.MAX_JPEG_SIDE:
+    chunks = plain_chunks(data)
+    if chunks is None or not 0 < width * height <= codecs.MAX_PIXELS or height > codecs.MAX_JPEG_SIDE:
         return None  # no picture that a JPEG could have is higher: its rows would fill the memory as a list
+    compressed = b"".join(data[start:end] for kind, start, end in chunks if kind == b"IDAT")
     length = height * (width + 1)  # each row begins with the type of its filter
     inflate = isal_zlib.decompressobj()
     try:
@@ -42,23 +41,6 @@ def decode_binary_png(data: bytes) -> np.ndarray | None:
     if len(inflated) != length or not inflate.eof:
         return None
     return _unfiltered(np.frombuffer(inflated, np.uint8).reshape(height, width + 1))
-
-
-def _image_data(data: bytes) -> bytes | None:
-    """Join the IDAT chunks; None when a chunk is damaged or missing, or changes how a pixel is read."""
-    start, found = 8, []
-    while len(head := data[start : start + 8]) == 8:
-        end = start + 8 + int.from_bytes(head[:4], "big")
-        if head[4:] in _REFUSED or (head[4:] in _TEXTS and data.startswith(_TURNING, start + 8)):
-            return None
-        if isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return None
-        if head[4:] == b"IDAT":
-            found.append(data[start + 8 : end])
-        elif head[4:] == b"IEND":
-            return b"".join(found)
-        start = end + 4
-    return None
 
 
 def _unfiltered(rows: np.ndarray) -> np.ndarray | None:

@@ -22,6 +22,10 @@ _LUMA_FACTORS = frozenset(b"\x11\x21\x22\x12\x41")
 # Huffman and quantization tables, restart interval, APP0 (JFIF) and comment: nothing that turns or recolours a picture.
 _TABLES = frozenset(b"\xc4\xdb\xdd\xe0\xfe")
 
+# Chunks that change how a pixel of a PNG is read or turn it: with these keywords a text has EXIF or XMP in it.
+_REFUSED = (b"PLTE", b"tRNS", b"eXIf")
+_TEXTS, _TURNING = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type", b"XML:com.adobe.xmp")
+
 
 def ends_of(data: bytes) -> bytes:
     """The first HEAD and the last TAIL bytes of a picture; all of a shorter one."""
@@ -60,19 +64,31 @@ def plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def plain_png(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a 1-bit or 8-bit grey PNG in which every chunk has its CRC-32; else None.
-
-    One with a palette, transparency or EXIF gets None, too: they change how it is decoded.
-    """
+    """(width, height) of an upright 1-bit or 8-bit grey PNG of `plain_chunks` with nothing behind them; else None."""
     if data[:16] != codecs.PNG_START or data[24:26] not in (b"\1\0", b"\x08\0"):
         return None
-    start, refused = 8, (b"PLTE", b"tRNS", b"eXIf")
+    chunks = plain_chunks(data)
+    if chunks is None or chunks[-1][2] + 4 != len(data):
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def plain_chunks(data: bytes) -> list[tuple[bytes, int, int]] | None:
+    """List the chunks of a PNG up to its end: their type, and the start and end of what they hold.
+
+    None where a chunk is damaged or missing, changes how a pixel is read (a palette, transparency), or may turn the
+    picture (EXIF or XMP, also as a text).
+    """
+    start, chunks = 8, []
     while len(head := data[start : start + 8]) == 8:
         end = start + 8 + int.from_bytes(head[:4], "big")
-        if head[4:] in refused or isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        if head[4:] in _REFUSED or (head[4:] in _TEXTS and data.startswith(_TURNING, start + 8)):
             return None
+        if isal_zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return None
+        chunks.append((head[4:], start + 8, end))
         if head[4:] == b"IEND":
-            width, height = struct.unpack(">II", data[16:24])
-            return (width, height) if end + 4 == len(data) else None
+            return chunks
         start = end + 4
     return None

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from shards.inputs.binary_png import decode_binary_png
 from shards.inputs.headers import HEAD, TAIL, ends_of, plain_jpeg, plain_png
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
@@ -71,6 +73,15 @@ def test_a_plain_png_has_its_size_and_one_with_a_flipped_bit_has_none(mode: str)
     png[png.index(b"IDAT") + 9] ^= 1
     assert plain_png(bytes(png)) is None
     assert plain_png(saved(RGB.convert("P"), "PNG")) is None
+
+
+def test_a_png_that_a_text_may_turn_is_not_plain():
+    grey = RGB.convert("L")
+    for keyword, plain in (("Comment", True), ("XML:com.adobe.xmp", False), ("Raw profile type exif", False)):
+        texts = PngInfo()
+        texts.add_itxt(keyword, '<rdf:Description tiff:Orientation="3"/>')
+        assert (plain_png(saved(grey, "PNG", pnginfo=texts)) is not None) is plain
+        assert (decode_binary_png(saved(grey.convert("1").convert("L"), "PNG", pnginfo=texts)) is not None) is plain
 
 
 def test_the_real_photographs_are_plain(real_data: Path):
