@@ -48,7 +48,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -161,9 +161,9 @@ class Counts:
             packed=_count(value["packed"]),
             rejected=_count(value["rejected"]),
             ignored=_count(value["ignored"]),
-            reasons=value.get("reasons", {}),
-            flags=value.get("flags", {}),
-            duplicates=value.get("duplicates"),
+            reasons=_mapping(value.get("reasons", {})),
+            flags=_mapping(value.get("flags", {})),
+            duplicates=None if value.get("duplicates") is None else _mapping(value["duplicates"]),
             duplicates_across_splits=value.get("duplicates_across_splits"),
         )
 
@@ -232,7 +232,7 @@ class Index:
         return cls(
             digest=_text(value["digest"]),
             size=size,
-            built=value.get("built", {}),
+            built=_mapping(value.get("built", {})),
             counts=Counts.from_json(value["counts"]),
             splits={name: SplitEntry.from_json(name, split) for name, split in value["splits"].items()},
         )
@@ -328,6 +328,12 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(value)
     return value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(value)
+    return cast("Mapping[str, Any]", value)
 
 
 def _text(value: Any) -> str:

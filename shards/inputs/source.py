@@ -118,19 +118,19 @@ class ZipSource:
 
     def files(self, source: int) -> list[File]:
         """List the files of the archive, sorted by name. Raises SourceError when it is not a whole zip archive."""
-        entries = [entry for entry in self._archive().infolist() if not entry.filename.endswith("/")]
-        found = [File(source, entry.filename, entry.file_size, crc=entry.CRC) for entry in entries]
+        entries = [entry for entry in self._archive().infolist() if not entry.filename.endswith(("/", "\\"))]
+        found = [File(source, entry.filename.replace("\\", "/"), entry.file_size, crc=entry.CRC) for entry in entries]
         return sorted(found, key=lambda file: file.name)
 
     def read(self, name: str) -> bytes:
         """Decompress a whole file, checked against its CRC-32; no more of it than the archive's list says."""
-        archive = self._archive()
-        remote = "://" in self.location
+        archive, remote = self._archive(), "://" in self.location
+        entry = archive.getinfo(name)
         with (
             reach(self.location, "read", AGAIN, passing=DAMAGED_ARCHIVE_ERRORS) if remote else nullcontext(),
-            archive.open(name) as file,
+            archive.open(entry) as file,
         ):
-            return file.read(archive.getinfo(name).file_size)
+            return file.read(entry.file_size)
 
     def close(self) -> None:
         """Close the archive of this process."""
@@ -151,11 +151,14 @@ class ZipSource:
             with reach(self.location, "read") if "://" in self.location else nullcontext():
                 file = self._open()
                 try:
-                    self._archives[process] = zipfile.ZipFile(file)
+                    archive = zipfile.ZipFile(file)
                 except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                     file.close()
                     location = without_password(self.location)
                     raise SourceError(f"{location}: not a whole zip archive ({error}); download it again") from error
+            # Some programs for Windows write backslashes.
+            archive.NameToInfo |= {entry.filename.replace("\\", "/"): entry for entry in archive.infolist()}
+            self._archives[process] = archive
         return self._archives[process]
 
     def _open(self) -> BinaryIO:

@@ -7,6 +7,7 @@ URLs), and to have the same versions of the packages that decide the bytes.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -98,8 +99,11 @@ class Cluster:
 def connect(address: str) -> Generator[Cluster]:
     """Connect to the cluster whose scheduler answers at an address such as tcp://host:8786.
 
-    Raises UsageError when Dask is not installed, ToolkitError when no scheduler answers or it has no worker.
+    Raises UsageError for what is no address and when Dask is not installed, ToolkitError when no scheduler answers or
+    it has no worker.
     """
+    if not re.fullmatch(r"(\w+://)?.+:\d+/?", address):
+        raise UsageError(f"--scheduler {address}: give the address of a Dask scheduler, as tcp://host:8786")
     try:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr

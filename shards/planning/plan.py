@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from shards import format
 from shards.errors import SourceError, UsageError
@@ -62,8 +62,11 @@ class BuildOptions:
             raise UsageError(f"--size {self.size}: give 16 to {format.MAX_SIZE} pixels, or original")
         if self.samples_per_shard < 1:
             raise UsageError(f"--samples-per-shard {self.samples_per_shard}: give 1 or more")
-        if self.fit not in RESIZE_MODES:
-            raise UsageError(f"--fit {self.fit}: give {', '.join(RESIZE_MODES)}")
+        choices = {"fit": RESIZE_MODES, "on_bad_input": get_args(OnBadInput), "original_masks": get_args(OriginalMasks)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {getattr(self, name)}: give {', '.join(allowed)}")
         if not self.mask_suffix:
             raise UsageError("--mask-suffix: it cannot be empty, for it tells masks from images")
 

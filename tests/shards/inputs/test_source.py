@@ -78,6 +78,16 @@ def test_a_folder_inside_the_other_is_listed_once(tmp_path: Path):
     assert len(files) == 2
 
 
+def test_an_archive_may_have_the_slashes_of_windows(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("images\\", b"")
+        archive.writestr("images\\A.jpg", b"image")
+    (source,), (file,) = open_sources([str(tmp_path / "set.zip")])
+    assert file.name == "images/A.jpg"
+    assert source.read(file.name) == b"image"
+    source.close()
+
+
 def test_an_archive_inside_a_folder_is_a_source_of_its_own(tmp_path: Path):
     (tmp_path / "A.jpg").write_bytes(b"image")
     with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.shards.conftest import write_pair
 from tests.shards.test_cli import run
 
-pytest.importorskip("distributed", reason="pip install 'isicdist[cluster]'")
+Client = pytest.importorskip("distributed", reason="pip install 'isicdist[cluster]'").Client
 
 OPTIONS = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
 
@@ -76,6 +76,8 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
         running.wait_for_scheduler()
         for _ in range(2):
             running.add_worker()
+        with Client(running.address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)  # on a busy machine they take a while
         yield running
     finally:
         running.stop()
@@ -147,11 +149,12 @@ def test_no_scheduler_is_one_line(
 ):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     words = ("--images", pictures, "--masks", pictures, "--out", tmp_path / "set", "--scheduler")
-    for address, told in [
-        ("tcp://127.0.0.1:9", "no Dask scheduler answers there"),
-        ("nonsense://x", "no Dask scheduler answers there"),
+    for address, code, told in [
+        ("tcp://127.0.0.1:9", 1, "no Dask scheduler answers there"),
+        ("nonsense://x:1", 1, "no Dask scheduler answers there"),
+        ("nonsense", 2, "give the address of a Dask scheduler"),
     ]:
-        assert run("build", *words, address) == 1
+        assert run("build", *words, address) == code
         said = capsys.readouterr().err
         assert said.startswith(f"error: --scheduler {address}: {told}")
         assert said.count("\n") == 1
