@@ -22,7 +22,7 @@ from isicdist.data.order import BatchPlan
 from isicdist.data.stream import Stream
 from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
-from isicdist.errors import CheckpointError, StoppedError
+from isicdist.errors import CheckpointError, StoppedError, TrainingError
 from isicdist.metrics.dice import DEFAULT_THRESHOLD, SCORE_NAMES, DiceReduction, DiceSummary, per_image_scores
 from isicdist.metrics.examples import EXAMPLES_FOLDER, Example, select_examples, write_examples
 from isicdist.metrics.original import OriginalReduction, has_originals
@@ -32,6 +32,7 @@ from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.ensemble import load_ensemble
 from isicdist.network.normalise import normalise, to_unit
+from isicdist.training.micro_batch import evaluation_micro_size, is_out_of_memory
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker
 from shards import format
 from shards.errors import ShardSetError, UsageError
@@ -59,7 +60,7 @@ def score(
     split: Split,
     accelerator: Accelerator,
     *,
-    micro_size: int = 16,
+    micro_size: int | None = None,
     workers: int = 2,
     progress: Callable[[int], None] = lambda done: None,
     metrics: Sequence[Metric] = (),
@@ -67,19 +68,29 @@ def score(
 ) -> DiceSummary:
     """Compute the exact scores at 0.5 and the network's resolution. Every rank must call it; all get the same.
 
-    `micro_size`: images of one forward pass on one rank. `workers`: decoding threads of this rank. `progress`: called
-    after each batch with the number of images that all ranks have evaluated so far. `metrics`: further metrics to
-    update with every batch; the caller reduces them. `decoded`: cache of the decoded samples of `split`.
-    Raises ShardSetError for data that cannot be read, ValueError when `predictor` returns logits.
+    `micro_size`: images of one forward pass on one rank (None: `evaluation_micro_size`). `workers`: decoding
+    threads of this rank. `progress`: called after each batch with the number of images that all ranks have evaluated so
+    far. `metrics`: further metrics to update with every batch; the caller reduces them. `decoded`: cache of the decoded
+    samples of `split`.
+    Raises ShardSetError for data that cannot be read, ValueError when `predictor` returns logits, TrainingError when it
+    is out of memory.
     """
-    world = accelerator.num_processes
+    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    micro_size = micro_size or evaluation_micro_size("auto", split.size or 1, device)
     plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
     dice = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
-    rank, device = accelerator.process_index, accelerator.device
     with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
         done = 0
         for batch in stream.sequential_pass():
-            probs = predictor(batch.images)
+            try:
+                probs = predictor(batch.images)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"out of memory with {micro_size} images of {split.name} at once: evaluate in bf16, on a device "
+                    "with more memory or, in training, with a smaller --batch.micro-size"
+                ) from error
             for metric in (dice, *metrics):
                 metric.update(probs, batch.masks, batch.ids, batch.valid)
             done += batch.step_samples

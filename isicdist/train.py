@@ -40,10 +40,17 @@ from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import BackgroundWriter, Snapshot
 from isicdist.training.meter import TrainMeter
-from isicdist.training.micro_batch import OomGuard, plan_batches
+from isicdist.training.micro_batch import OomGuard, evaluation_micro_size, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
-from isicdist.training.state import REQUEUE_NAME, RunRecord, TrainState, find_checkpoint, restore_weights
+from isicdist.training.state import (
+    REQUEUE_NAME,
+    RunLock,
+    RunRecord,
+    TrainState,
+    find_checkpoint,
+    restore_weights,
+)
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion
@@ -52,8 +59,6 @@ from shards.remote.cache import NodeCache
 
 MIN_SIDE = 2 * SIZE_DIVISOR
 """Least side of a training image, in pixels: instance norm needs more than one element in the lowest map."""
-EVALUATION_MICRO_SIZE = 16
-"""Images of one forward pass of an evaluation; fewer after training has run out of memory."""
 
 
 @raise_on_lost_rank()
@@ -90,7 +95,8 @@ class Trainer:
         self.ema = Ema(self.model, config.optim.ema_decay)
         groups = parameter_groups(self.model, config.optim.weight_decay)
         adam = torch.optim.Adam(groups, lr=config.optim.lr, fused=True)
-        found = find_checkpoint(run, self.record, self.accelerator)
+        self.lock = RunLock()
+        found = find_checkpoint(run, self.record, self.accelerator, self.lock)
         if found:
             restore_weights(found, self.model, self.ema.model, adam)
         self._prepare(adam)
@@ -105,7 +111,7 @@ class Trainer:
             plan,
             self.accelerator.process_index,
             seed=config.seed,
-            window=config.stream.window or self.train_split.window,
+            window=config.stream.window or (found.state["stream"]["window"] if found else self.train_split.window),
             workers=self.workers,
             prefetch=config.stream.prefetch,
             device=self.accelerator.device,
@@ -121,12 +127,12 @@ class Trainer:
             self.state = TrainState(
                 stream=self.stream.state_dict(), early_stopping=EarlyStopping(patience=config.patience)
             )
-        steps_of_epochs = config.epochs * self.stream.steps_per_epoch
+        steps_of_epochs = self.state.step + self.stream.steps_left(config.epochs)  # its batch may have been another
         self.total_steps = min(steps_of_epochs, config.steps or steps_of_epochs)
 
         # What watches over a step.
         self.oom_guard, self.stop_signal = OomGuard(), StopSignal()
-        self.evaluation_micro_size = EVALUATION_MICRO_SIZE
+        self.evaluation_micro_size = evaluation_micro_size(config.batch.micro_size, side, self.accelerator.device)
         self.any_rank = AnyRank(self.accelerator, config.timeout)
         self.nonfinite_guard = NonFiniteGuard(
             adam,
@@ -180,6 +186,7 @@ class Trainer:
                 evaluations = state.early_stopping.evals_since_best
                 self.tracker.note(f"no better score in {evaluations} evaluations: ended at step {state.step}")
         self.accelerator.end_training()
+        self.lock.release()
         return self.last_summary
 
     def forward_backward(self, batch: Batch) -> None:
@@ -201,7 +208,7 @@ class Trainer:
     def optimizer_step(self, step: Step) -> tuple[float, torch.Tensor]:
         """Update the weights by the gradients of all ranks; returns the learning rate and the gradient's norm."""
         optim, state = self.config.optim, self.state
-        rate = learning_rate(optim.schedule, optim.lr, state.step, self.total_steps, self.stream.steps_per_epoch)
+        rate = learning_rate(optim.schedule, optim.lr, state.step, self.total_steps, step.start["epoch"])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.gradients.all_reduce()
@@ -221,7 +228,7 @@ class Trainer:
         """Halve the micro batches after an out-of-memory error, and go back to the start of the step."""
         plan = self.oom_guard.halve_micro_batch(self.stream.plan, self.config.batch.micro_size)
         self.stream.plan = plan
-        self.evaluation_micro_size = min(EVALUATION_MICRO_SIZE, plan.micro_size)
+        self.evaluation_micro_size = min(self.evaluation_micro_size, plan.micro_size)
         self.stream.load_state_dict(step.start)
         self.gradients.zero()
         self.meter.reset()
@@ -358,13 +365,15 @@ class Trainer:
 
     def _make_up_for_pending_evaluation(self) -> None:
         """Take up a run where its checkpoint stands: its log, and an evaluation that a signal interrupted."""
-        self.tracker.truncate_after(self.state.step)
+        self.tracker.truncate_after(self.state.step, evaluated=not self.state.eval_pending)
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
         for split in (self.train_split, self.val_split):
             for line in mask_warnings(split):
                 self.tracker.note(f"warning: {line}")
         if self.resumed_from:
             self.tracker.note(f"resumed from {self.resumed_from}, step {self.state.step} of {self.total_steps}")
+        if self.finished:
+            self.tracker.note("nothing is left to train; more --epochs or --steps would go on")
         if self.state.eval_pending and not self.evaluate():
             raise self.stopped()
         self.state.eval_pending = False

@@ -146,7 +146,7 @@ class Stream:
         if split.size is None:
             raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
         self.split, self.plan, self.rank = split, plan, rank
-        self.seed, self.window, self.prefetch = seed, window, prefetch
+        self.seed, self.window, self.prefetch = seed, self._effective(window), prefetch
         self.device = torch.device(device)
         if str(self.device) == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())  # another thread has its own
@@ -171,6 +171,11 @@ class Stream:
         """Steps of one epoch, the short last one included."""
         return num_steps(len(self.split), self.plan.global_size)
 
+    def steps_left(self, epochs: int) -> int:
+        """Count the steps from here to the end of `epochs` epochs."""
+        done = self.consumed // self.plan.global_size
+        return max(0, (epochs - self.epoch_number) * self.steps_per_epoch - done)
+
     def state_dict(self) -> StreamState:
         """Give the position of the stream: a few integers, whatever the size of the set."""
         return {
@@ -183,10 +188,12 @@ class Stream:
 
     def load_state_dict(self, state: StreamState) -> None:
         """Continue at the position of `state`. Raises CheckpointError when it belongs to another set or order."""
+        saved = {**state, "window": self._effective(state["window"])}
         for name, own in (("digest", self.split.digest), ("seed", self.seed), ("window", self.window)):
-            if state[name] != own:
+            if saved[name] != own:
+                setting = "--stream.window" if name == "window" else name
                 raise CheckpointError(
-                    f"the checkpoint was trained with {name} {state[name]}, this run has {own}; "
+                    f"the checkpoint was trained with {setting} {saved[name]}, this run has {own}; "
                     "train in a new run folder, or go back to the old value"
                 )
         if state["consumed"] % self.plan.global_size:
@@ -269,6 +276,10 @@ class Stream:
             wait([future for *_, filling in ahead for future in filling if not future.cancel()])
             self._slots = slots
             advance(len(order))
+
+    def _effective(self, window: int | None) -> int | None:
+        """Give None for a window that covers the whole split, whose order is the same."""
+        return None if window is None or window >= len(self.split.entries) else window
 
     def _fill(self, slot: _Slot, indices: np.ndarray) -> list[Future[None]]:
         """Decode the samples of a micro batch into `slot`, a part of them on each worker thread."""

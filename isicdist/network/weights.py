@@ -51,9 +51,9 @@ def checkpoint_folder(path: Path) -> Generator[Path]:
         with atomic_folder(path) as folder:
             yield folder
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises another one in each library
-        raise CheckpointError(
-            f"{path}: not written ({error}); is the disk full? What was saved before stands"
-        ) from error
+        gone = isinstance(error, FileNotFoundError | PermissionError)
+        advice = "did something else change that folder?" if gone else "is the disk full?"
+        raise CheckpointError(f"{path}: not written ({error}); {advice} What was saved before stands") from error
 
 
 def _current_name(name: str) -> str:

@@ -60,11 +60,13 @@ class Snapshot:
 
 
 def save(run: Path, snapshot: Snapshot, state: dict[str, Any], *, keep: int) -> None:
-    """Publish a checkpoint under RUN/checkpoints, then delete all but the `keep` newest.
+    """Publish a checkpoint under RUN/checkpoints, then delete those before it, but for the `keep` - 1 newest of them.
 
-    `state` has the step, and what else `TrainState.to_json` gives. Raises CheckpointError when it cannot be written.
+    Later ones stay, which are damaged or the run would not be here. `state` has the step, and what else
+    `TrainState.to_json` gives. Raises CheckpointError when it cannot be written.
     """
-    with checkpoint_folder(run / "checkpoints" / f"step-{state['step']:08d}") as folder:
+    path = run / "checkpoints" / f"step-{state['step']:08d}"
+    with checkpoint_folder(path) as folder:
         save_weights(snapshot.weights, folder / MODEL)
         save_weights(snapshot.ema, folder / EMA)
         torch.save(snapshot.optimizer, folder / OPTIMIZER)
@@ -72,9 +74,10 @@ def save(run: Path, snapshot: Snapshot, state: dict[str, Any], *, keep: int) -> 
         (folder / MANIFEST).write_text(
             json.dumps({name: file_sha256(folder / name) for name in HASHED_FILES}, indent=1)
         )
+    steps = _steps(run)
     half_written = (run / "checkpoints").glob(".step-*")  # by a process that was killed
-    for path in (*_steps(run)[keep:], *half_written):
-        shutil.rmtree(path)
+    for old in (*steps[steps.index(path) + keep :], *half_written):
+        shutil.rmtree(old)
 
 
 class BackgroundWriter:

@@ -21,6 +21,10 @@ CPU_PIXELS = 2**20
 network needs about 3 GB in float32. More is no faster there, and on a CPU the kernel's OOM killer ends the process
 instead of raising an error."""
 
+EVALUATION_MICRO_SIZE = 16
+"""Images of one forward pass of an evaluation where they are small."""
+EVALUATION_PIXELS = 2**22
+"""Pixels of one forward pass of an evaluation on a GPU, at most: 16 images of 512 x 512. CPU_PIXELS on a CPU."""
 
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA error: out of memory, as when a kernel is loaded lazily
@@ -46,6 +50,16 @@ def initial_micro_size(share: int, side: int, device: torch.device) -> int:
     `side`: of the square images, in pixels.
     """
     return share if device.type != "cpu" else max(1, min(share, CPU_PIXELS // side**2))
+
+
+def evaluation_micro_size(asked: int | Literal["auto"], side: int, device: torch.device) -> int:
+    """Choose the images of one forward pass of an evaluation, the same for any number of processes.
+
+    `asked`: the size of micro batches in training, at most which it is. `side`: of the square images, in pixels.
+    """
+    pixels = CPU_PIXELS if device.type == "cpu" else EVALUATION_PIXELS
+    most = EVALUATION_MICRO_SIZE if asked == "auto" else min(asked, EVALUATION_MICRO_SIZE)
+    return max(1, min(most, pixels // side**2))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

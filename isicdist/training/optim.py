@@ -21,14 +21,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def learning_rate(kind: ScheduleKind, peak: float, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Compute the learning rate of step `step` (from 0) of `total_steps`; stateless, so that resume is exact.
+def learning_rate(kind: ScheduleKind, peak: float, step: int, total_steps: int, epoch: int) -> float:
+    """Compute the learning rate of step `step` (from 0) of `total_steps`, in epoch `epoch` (from 0).
+
+    Stateless, so that resume is exact.
 
     one-cycle: a cosine rise from peak / 25 to `peak` over the first quarter, then a cosine fall to peak / 10,000
     (Smith and Topin, arXiv:1708.07120). paper: peak x 0.985^epoch (arXiv:1802.10508, section 2.4).
     """
     if kind == "paper":
-        return peak * 0.985 ** (step // steps_per_epoch)
+        return peak * 0.985**epoch
     rise = total_steps / 4
     if step < rise:
         return _cosine(peak / 25, peak, step / rise)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -135,17 +137,47 @@ class TrainState:
         )
 
 
-def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator) -> Checkpoint | None:
-    """Load the newest valid checkpoint of `run`, the same on every rank; None where there is none.
+class RunLock:
+    """Lock of a run's folder (fcntl, a file RUN/.lock), so that no two jobs train in it at once.
+
+    It is held until `release`, or until the process has ended in any way.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def acquire(self, run: Path) -> None:
+        """Make the folder and lock it, where its file system can. Raises UsageError when another process holds it."""
+        run.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(run / ".lock", os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(f"{run}: another process trains in it; wait for its end or give another --run") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+
+    def release(self) -> None:
+        """Unlock the folder, on the process that has locked it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator, lock: RunLock) -> Checkpoint | None:
+    """Lock `run` and load its newest valid checkpoint, the same on every rank; None where there is none.
 
     The main process reads it and broadcasts it, so that only its machine must have the folder; it prints which
     checkpoints are damaged and which settings have changed since. Every rank raises the same error: UsageError for a
-    change of one of FIXED_SETTINGS or for `resume = "never"`, CheckpointError when all checkpoints are damaged,
-    StoppedError where a launcher restarts what a signal has stopped, OSError for a folder that cannot be read.
+    change of one of FIXED_SETTINGS, for `resume = "never"` or a folder that is in use, CheckpointError when all
+    checkpoints are damaged, StoppedError where a launcher restarts what a signal has stopped, OSError for a folder that
+    cannot be read.
     """
     answer: Checkpoint | Exception | None = None
     if accelerator.is_main_process:
         try:
+            lock.acquire(run)
             answer = _choose(run, record)
         except (ToolkitError, OSError) as error:
             answer = error

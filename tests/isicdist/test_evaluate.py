@@ -22,8 +22,8 @@ from isicdist import evaluate as evaluate_module
 from isicdist.config import ModelConfig, TrainConfig
 from isicdist.data.stream import Stream
 from isicdist.distributed import launch
-from isicdist.errors import CheckpointError
-from isicdist.evaluate import evaluate, validate
+from isicdist.errors import CheckpointError, TrainingError
+from isicdist.evaluate import evaluate, score, validate
 from isicdist.metrics import figures
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
 from isicdist.metrics.results import show
@@ -44,6 +44,14 @@ RESOLUTIONS = ("network_resolution", "original_resolution")
 def metadata_of(shard_set: Path, threshold: float = 0.5) -> ModelMetadata:
     score = ValidationScore(mean_dice=0.5)
     return ModelMetadata.of(CONFIG.model, ShardSet.open(shard_set), step=7, score=score, threshold=threshold)
+
+
+def test_an_evaluation_that_is_out_of_memory_says_so_in_a_line(shard_set: Path):
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(TrainingError, match="out of memory with 16 images of val at once: evaluate in bf16"):
+        score(predict, ShardSet.open(shard_set).split("val"), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="module")

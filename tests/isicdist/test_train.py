@@ -101,6 +101,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(python, shard_se
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000012"]
 
 
+def test_another_global_batch_goes_on_to_the_same_epoch(python, shard_set, tmp_path):
+    run, words = tmp_path / "run", ("--data", shard_set, *SMALL[2:], "--optim.schedule", "paper")
+    for epochs, size in ((1, 6), (2, 12), (2, 4)):
+        done = python("-m", "isicdist", "train", "--run", run, *words, "--epochs", epochs, "--batch.global-size", size)
+        assert done.returncode == 0, done.stderr
+    assert "nothing is left to train" in done.stdout
+    train = lines(run, "train")
+    n = json.loads((shard_set / "index.json").read_text())["splits"]["train"]["samples"]
+    assert train[-1]["samples"] == 2 * n
+    assert len(train) == -(-n // 6) + -(-n // 12)
+    assert {line["lr"] for line in train if line["epoch"]} == {train[0]["lr"] * 0.985}
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named(python, shard_set, whole, tmp_path):
     run = tmp_path / "damaged"
     shutil.copytree(whole / "checkpoints", run / "checkpoints")
@@ -122,7 +135,7 @@ def test_a_run_does_not_go_on_with_another_seed_nor_from_damaged_checkpoints_alo
     assert done.stderr == (
         f"error: {run}: trained with seed 0, and cannot go on with 1; choose another --run, or the value as it was\n"
     )
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
     (run / "checkpoints" / "step-00000004" / "ema.safetensors").write_bytes(b"cut")
     done = python(*train)
     assert done.returncode == 1

@@ -88,14 +88,16 @@ class Tracker:
         """
         return cls(join_dashboards(run, ConsoleLog(Console(), total_steps=0).note))
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Drop the events of steps later than `step`, from which a resumed run goes on; 0 for a new run.
+
+        `evaluated`: False drops the evaluations of `step`, too, which the run makes up for.
 
         Call it at every start: it also repairs a line that a killed process did not finish. Raises TrainingError
         for a metrics.jsonl that holds something else.
         """
         for sink in self._sinks:
-            sink.truncate_after(step)
+            sink.truncate_after(step, evaluated=evaluated)
 
     def log_train(self, metrics: TrainMetrics) -> None:
         """Log one training step. Raises OSError when the disk is full, ValueError after `close`."""

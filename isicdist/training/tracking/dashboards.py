@@ -46,7 +46,7 @@ class Dashboard(Sink):
             return None
         return cls(name, client, note, world_size=int(config.get("world_size", 1))) if client else None
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Pass on the step from which training goes on."""
         with self._dropped_on_error():
             if self._client:

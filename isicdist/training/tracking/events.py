@@ -127,8 +127,8 @@ Note = Callable[[str], None]
 class Sink(Protocol):
     """Receives the events of a run; a sink subclasses it and overrides the methods it has a use for."""
 
-    def truncate_after(self, step: int) -> None:
-        """Forget the events of steps later than `step`, from which training goes on."""
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
+        """Forget the events of steps later than `step`, and without `evaluated` also the evaluations of `step`."""
 
     def log_train(self, metrics: TrainMetrics) -> None:
         """Log one training step."""

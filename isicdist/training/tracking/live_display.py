@@ -57,7 +57,7 @@ class LiveDisplay(ConsoleLog):
         self._opened.enter_context(_logging_to_live_stderr())
         self._opened.callback(self._end)
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Show the run as metrics.jsonl has it up to `step`."""
         self._reset(step)
         if step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ class MetricsFile(Sink):
         self._path = run / METRICS_NAME
         self._file = self._path.open("ab", buffering=0)
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Drop the events of later steps, and a last line that a killed process did not finish.
+
+        `evaluated`: False drops the evaluations of `step`, too.
 
         The new file replaces the old by a rename: a kill leaves one or the other. Raises TrainingError for a line
         that is not an event.
         """
         lines = self._path.read_bytes().splitlines(keepends=True)
-        remaining = [line for line in lines if line.endswith(b"\n") and self._step_of(line) <= step]
+        last = {TrainMetrics.event: step, EvaluationMetrics.event: step if evaluated else step - 1}
+        remaining = [line for line in lines if line.endswith(b"\n") and not self._is_after(line, last)]
         if len(remaining) < len(lines):
             write_file(self._path, b"".join(remaining))
             self._file.close()  # its descriptor belongs to the file that was replaced
@@ -56,9 +60,11 @@ class MetricsFile(Sink):
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _step_of(self, line: bytes) -> int:
+    def _is_after(self, line: bytes, last: Mapping[str, int]) -> bool:
+        """True for an event later than the last step of its kind."""
         try:
-            return parse_json(line)["step"]
+            event = parse_json(line)
+            return event["step"] > last[event["event"]]
         except (ValueError, KeyError, TypeError):
             raise TrainingError(
                 f"{self._path}: not an event: {line[:60]!r}; repair that line or move the file away"

@@ -41,7 +41,7 @@ class TensorBoardLog(Client):
 
     def truncate_after(self, step: int) -> None:
         """Make TensorBoard hide the values of later steps, which earlier files of a resumed run hold."""
-        self._purge_step = step + 1 if step else None
+        self._purge_step = step + 1
 
     def log_scalars(self, position: Position, values: Values) -> None:
         """Write numbers by step."""

@@ -277,8 +277,20 @@ def test_a_slot_is_not_in_use_twice_when_a_pass_is_left_while_workers_fill_it(sp
                 assert (batch.images[place].permute(1, 2, 0).numpy() == split.image(batch.indices[place])).all()
 
 
-def test_another_window_in_the_middle_of_a_run_is_refused(split):
+def test_another_window_in_the_middle_of_a_run_is_refused_unless_both_cover_the_set(split):
     with open_stream(split) as stream:
         state = stream.state_dict()
-    with open_stream(split, window=2) as other, pytest.raises(CheckpointError, match="None, this run has 2"):
+    refusal = r"with --stream\.window None, this run has 2"
+    with open_stream(split, window=2) as other, pytest.raises(CheckpointError, match=refusal):
         other.load_state_dict(state)
+    with open_stream(split, window=len(split.entries)) as same:
+        same.load_state_dict(state)
+
+
+def test_the_steps_that_are_left_are_those_of_the_epochs_that_are_left(split):
+    with open_stream(split) as stream:
+        steps = stream.steps()
+        for left in (15, 14, 13):
+            assert stream.steps_left(3) == left
+            list(next(steps))
+        assert stream.steps_left(0) == 0

@@ -18,7 +18,7 @@ from isicdist.network.unet import ImprovedUNet
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Snapshot
 from isicdist.training.optim import EarlyStopping
-from isicdist.training.state import RunRecord, TrainState, find_checkpoint, restore_weights
+from isicdist.training.state import RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
 
 
 def build(seed: int) -> tuple[ImprovedUNet, torch.optim.Adam]:
@@ -57,7 +57,7 @@ def run(folder: Path) -> None:
         path = folder / f"{case}-{rank}"
         if rank == 0 or case == "other":
             save(path, 1 + rank, record)
-        found = find_checkpoint(path, record, accelerator)
+        found = find_checkpoint(path, record, accelerator, RunLock())
         assert found
         model, adam = build(0)
         restore_weights(found, model, model, adam)

@@ -79,8 +79,17 @@ def test_a_run_without_a_checkpoint_has_none(tmp_path):
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    save(tmp_path, 1, 2, 10, 9, keep=2)
+    save(tmp_path, 1, 2, 9, 10, keep=2)
     assert names(tmp_path) == ["step-00000009", "step-00000010"]
+
+
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path):
+    save(tmp_path, 1, 2, 10)
+    flip(tmp_path / "checkpoints" / "step-00000010" / MODEL)
+    save(tmp_path, 4, 6, keep=1)
+    assert names(tmp_path) == ["step-00000006", "step-00000010"]
+    save(tmp_path, 12, keep=1)
+    assert names(tmp_path) == ["step-00000012"]
 
 
 @pytest.mark.parametrize("name", [MODEL, EMA, OPTIMIZER, STATE, MANIFEST])

@@ -9,7 +9,7 @@ import torch
 
 from isicdist.data.order import BatchPlan
 from isicdist.errors import TrainingError
-from isicdist.training.micro_batch import CPU_PIXELS, OomGuard, initial_micro_size
+from isicdist.training.micro_batch import CPU_PIXELS, OomGuard, evaluation_micro_size, initial_micro_size
 
 PLAN = BatchPlan(global_size=32, micro_size=8, world_size=2)
 
@@ -21,6 +21,20 @@ PLAN = BatchPlan(global_size=32, micro_size=8, world_size=2)
 def test_auto_begins_with_the_whole_share_or_what_a_cpu_can_take(share, side, device, size):
     assert initial_micro_size(share, side, torch.device(device)) == size
     assert device == "cuda" or size == 1 or size * side**2 <= CPU_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("asked", "side", "device", "size"),
+    [
+        ("auto", 128, "cpu", 16),
+        ("auto", 512, "cpu", 4),
+        (1, 64, "cpu", 1),
+        ("auto", 512, "cuda", 16),
+        (64, 8192, "cuda", 1),
+    ],
+)
+def test_an_evaluation_takes_no_more_than_training_or_than_fits(asked, side, device, size):
+    assert evaluation_micro_size(asked, side, torch.device(device)) == size
 
 
 def test_out_of_memory_is_noticed_and_other_errors_pass():

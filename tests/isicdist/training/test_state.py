@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 
 from isicdist.config import OptimConfig, TrainConfig
 from isicdist.errors import StoppedError
-from isicdist.training.state import REQUEUE_NAME, RunRecord, changed_settings, find_checkpoint
+from isicdist.training.state import REQUEUE_NAME, RunLock, RunRecord, changed_settings, find_checkpoint
 from shards.errors import UsageError
 
 RUN = Path("runs/one")
@@ -53,12 +55,29 @@ def test_a_restart_by_the_launcher_does_not_undo_a_stop_signal(tmp_path, monkeyp
     accelerator = Accelerator(cpu=True)
     record = RunRecord.of(TrainConfig(), "digest", accelerator)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert find_checkpoint(tmp_path, record, accelerator) is None  # of a crash: it begins again
+    assert find_checkpoint(tmp_path, record, accelerator, RunLock()) is None  # of a crash: it begins again
     (tmp_path / REQUEUE_NAME).touch()
     with pytest.raises(StoppedError, match="--max_restarts does not undo"):
-        find_checkpoint(tmp_path, record, accelerator)
+        find_checkpoint(tmp_path, record, accelerator, RunLock())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert find_checkpoint(tmp_path, record, accelerator) is None
+    assert find_checkpoint(tmp_path, record, accelerator, RunLock()) is None
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    record = RunRecord.of(TrainConfig(), "digest", accelerator)
+    hold = "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; input()", tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="another process trains in it"):
+            find_checkpoint(tmp_path, record, accelerator, RunLock())
+        other.kill()
+    lock = RunLock()
+    assert find_checkpoint(tmp_path, record, accelerator, lock) is None
+    lock.release()
 
 
 def test_ranks_need_not_be_on_the_same_device_nor_have_the_same_environment():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from isicdist.errors import CheckpointError, TrainingError
-from isicdist.training.tracking import METRICS_NAME, read_metrics
+from isicdist.training.tracking import METRICS_NAME, EvaluationMetrics, read_metrics
 from isicdist.training.tracking.metrics_file import MetricsFile
 
 
@@ -57,6 +57,17 @@ def test_truncation_leaves_no_other_file(tmp_path, train_metrics):
     file.close("finished")
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_NAME]
     assert len(read_metrics(tmp_path / METRICS_NAME)[0]) == 1
+
+
+def test_an_evaluation_that_is_made_up_for_is_dropped(tmp_path, train_metrics):
+    file, scores = MetricsFile(tmp_path), dict.fromkeys(("mean_dice", "pooled_dice", "mean_jaccard"), 0.5)
+    for step in (1, 2):
+        file.log_train(replace(train_metrics, step=step))
+        file.log_evaluation(EvaluationMetrics(step=step, split="val", n=4, thresholded_jaccard=0.5, **scores))
+    file.truncate_after(2, evaluated=False)
+    file.close("finished")
+    train, evaluations = read_metrics(tmp_path / METRICS_NAME)
+    assert ([each.step for each in train], [each.step for each in evaluations]) == ([1, 2], [1])
 
 
 def test_a_line_cut_by_a_kill_is_dropped_and_a_damaged_one_is_named(tmp_path):
