@@ -375,6 +375,9 @@ def _models(run: Path | None, ensemble: list[Path] | None, flag: str = "--checkp
     return models
 
 
+SWITCH_VALUES = ("true", "false", "yes", "no", "1", "0")  # of a boolean, for cyclopts; a number may be joined as well
+
+
 def _join_switches(words: list[str]) -> list[str]:
     """Turn `--augment.enabled false` into `--augment.enabled=false`.
 
@@ -383,7 +386,7 @@ def _join_switches(words: list[str]) -> list[str]:
     """
     joined: list[str] = []
     for word in words:
-        if word in ("true", "false") and joined and joined[-1].startswith("--") and "." in joined[-1]:
+        if word.lower() in SWITCH_VALUES and joined and joined[-1].startswith("--") and "." in joined[-1]:
             joined[-1] += f"={word}"
         else:
             joined.append(word)

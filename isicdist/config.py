@@ -14,7 +14,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from shards.errors import UsageError
 
@@ -28,6 +28,7 @@ TrackerName = Literal["wandb", "tensorboard", "trackio", "none"]
 
 
 MAX_CONFIG_LETTERS = 100_000
+MAX_TIMEOUT = 31 * 24 * 3600
 _DEEP_NAME = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){30}")
 RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
 """Settings of version 0.1 by their names of today: in the records of older runs."""
@@ -275,6 +276,7 @@ class TrainConfig:
             Fold.parse(self.fold)
         for name in ("epochs", "keep", "log_every", "timeout"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        _require(self.timeout <= MAX_TIMEOUT, "timeout", self.timeout, f"give at most {MAX_TIMEOUT}, which is a month")
         once = 1 <= len(self.tracker) == len(set(self.tracker)) and (
             "none" not in self.tracker or len(self.tracker) == 1
         )
@@ -340,6 +342,25 @@ def _check_keys(section: type, settings: dict[str, Any], where: str, prefix: str
             raise UsageError(f"{where}: {prefix}{key} is {'a section' if nested else 'a value, not a section'}")
         if isinstance(factory, type):
             _check_keys(factory, value, where, f"{prefix}{key}.")
+        else:
+            _check_type(str(known[key].type), value, f"{where}: {prefix}{key}")
+
+
+def _check_type(annotation: str, value: Any, name: str) -> None:
+    """Raise UsageError for a value that would be converted to a field's type and mean something else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    pair = cast("list[object]", value) if isinstance(value, list) else []
+    checks = {
+        "int": (is_number and not isinstance(value, float), "a whole number"),
+        "float": (is_number, "a number"),
+        "bool": (isinstance(value, bool), "true or false"),
+        "Range": (len(pair) == 2, "two numbers, as [0.75, 1.25]"),
+    }
+    kind, _, others = annotation.partition(" | ")
+    if others and isinstance(value, str):  # auto
+        return
+    holds, what = checks.get(kind, (True, ""))
+    _require(holds, name, repr(value), f"give {what}")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

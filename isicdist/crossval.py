@@ -18,7 +18,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,11 +28,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from isicdist.config import Fold
+from isicdist.config import Fold, TrainConfig
+from isicdist.data.folds import check_folds
+from isicdist.distributed.agree import StopSignal
 from isicdist.errors import CheckpointError
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary
 from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.summary import ResolutionScores
+from isicdist.training.state import flat_settings
+from isicdist.training.tracking import CONFIG_NAME
 from shards.errors import UsageError
 from shards.files import write_file
 from shards.format import parse_json
@@ -106,9 +110,14 @@ def crossval(data: str, runs: Path, count: int, flags: Sequence[str], config_fil
     """Train and score the folds one after the other, then print and write the pooled scores.
 
     Returns 0, or the exit code of the command that has failed or was stopped; the same call goes on. Raises UsageError
-    for fewer than two folds, CheckpointError where the score of a fold is damaged, and what `ShardSet.open` raises.
+    for fewer than two folds, for more than there are images and for folds of another shard set, CheckpointError where
+    the score of a fold is damaged, and what `ShardSet.open` raises.
     """
     shards, folds = ShardSet.open(data), folds_of(count)
+    check_folds(shards, folds)
+    for fold in folds:
+        if _per_image(runs, fold).exists() and _record(runs, fold)["data_digest"] != shards.digest:
+            raise UsageError(f"{run_of(runs, fold)}: scored on another shard set than {data}; give another --run")
     for fold in folds:
         if _per_image(runs, fold).exists():
             print(f"fold {fold}: scored before")
@@ -117,8 +126,11 @@ def crossval(data: str, runs: Path, count: int, flags: Sequence[str], config_fil
             print(f"fold {fold}: {shlex.join(command)}", flush=True)
             code = _run([sys.executable, "-m", *command] if command[0] == "isicdist" else command)
             if code:
-                print(f"fold {fold}: ended with {code}; the same command goes on", file=sys.stderr)
+                advice = "" if code == UsageError.exit_code else "; the same command goes on"
+                print(f"fold {fold}: ended with {code}{advice}", file=sys.stderr)
                 return code
+    for line in _differing_settings(runs, folds):
+        print(f"warning: {line}", file=sys.stderr)
     scores = pool_scores(runs, folds, shards.index.digest)
     show(scores, Console())
     rows = {setting: dataclasses.asdict(each) for setting, each in scores.items()}
@@ -159,6 +171,25 @@ def read_scores(runs: Path) -> dict[str, PooledScores]:
         return {setting: PooledScores.from_json(value) for setting, value in scores.items()}
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: missing or damaged; run the same isicdist crossval again") from error
+
+
+def _record(runs: Path, fold: Fold) -> dict[str, Any]:
+    """Read what the run of a fold was trained with. Raises CheckpointError."""
+    path = run_of(runs, fold) / CONFIG_NAME
+    try:
+        record = parse_json(path.read_bytes())
+        return {"data_digest": record["data_digest"], **{name: record.get(name) for name in TrainConfig().to_json()}}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or damaged; remove that folder to train the fold again") from error
+
+
+def _differing_settings(runs: Path, folds: Sequence[Fold]) -> Iterator[str]:
+    """Describe the settings in which the runs of the folds differ from the first."""
+    first, *others = (dict(flat_settings(_record(runs, fold))) for fold in folds)
+    for fold, settings in zip(folds[1:], others, strict=True):
+        for name, value in settings.items():
+            if name != "fold" and value != first.get(name):
+                yield f"fold {fold} was trained with {name} {value}, fold {folds[0]} with {first.get(name)}"
 
 
 def _per_image(runs: Path, fold: Fold) -> Path:
@@ -202,13 +233,13 @@ def show(scores: Mapping[str, PooledScores], console: Console) -> None:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command and hand on SIGTERM and Ctrl-C to it, so that it saves and is waited for; returns its exit code."""
+    """Run a command and hand on stop signals to it, so that it saves and is waited for; returns its exit code."""
     process = subprocess.Popen(command)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, hand_on) for number in StopSignal.SIGNALS}
     try:
         return process.wait()
     finally:

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from shards.errors import SourceError
-from shards.files import atomic_file, write_file
+from shards.files import atomic_file, remove_temporary_files, write_file
 from shards.geometry import mask_outline
 from shards.inputs.match import MASK_SUFFIX
 from shards.inputs.source import File
@@ -48,8 +48,7 @@ class Outputs:
         """Create the folders, and remove partial files of a killed prediction."""
         for path in self._requested("any"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for partial in path.parent.glob(".*.new"):
-                partial.unlink()
+            remove_temporary_files(path.parent)
 
     def mask(self, file: File) -> Path:
         """Path of the mask of an image."""

@@ -11,7 +11,7 @@ theirs. Order, streaming and scores do not differ from those of any other split.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,22 +39,40 @@ def open_fold(shards: ShardSet, fold: Fold) -> tuple[Split, Split]:
     Reads the JSON of each sample: all shards of a remote set are downloaded. Raises UsageError when one of the two
     would be empty, ShardSetError when the list of duplicates is not the one of the index, and what `Split.read` raises.
     """
-    pool = _concatenate([shards.split(name) for name in POOLED_SPLITS if name in shards.index.splits], shards)
-    groups = [str(pool.meta(index)["group"]) for index in range(len(pool))]
-    merged = merge_groups(dict(zip(map(pool.key, range(len(pool))), groups, strict=True)), read_duplicates(shards))
-    numbers = np.array([fold_number(merged.get(group, group), fold.count) for group in groups])
-    held_out = numbers == fold.number
-    for rows, use in ((~held_out, "train on"), (held_out, "hold out")):
-        if not rows.any():
-            raise UsageError(
-                f"{shards.location}: fold {fold} has none of its {len(pool)} images to {use}; make fewer folds"
-            )
+    pool, numbers = _deal(shards, fold.count)
+    held_out = _held_out(shards, numbers, fold)
     return _select(pool, ~held_out, f"{fold.name}_train"), _select(pool, held_out, fold.name)
+
+
+def check_folds(shards: ShardSet, folds: Sequence[Fold]) -> None:
+    """Raise what `open_fold` would raise for any of the folds of one cross-validation."""
+    _, numbers = _deal(shards, folds[0].count)
+    for fold in folds:
+        _held_out(shards, numbers, fold)
 
 
 def fold_number(group: str, count: int) -> int:
     """Deal a group into one of `count` folds by its hash: a number from 1 to `count`."""
     return keyed_hash(0, "fold", group) % count + 1
+
+
+def _deal(shards: ShardSet, count: int) -> tuple[Split, np.ndarray]:
+    """Pool the samples to be held out, and give the number of the fold of each (n,)."""
+    pool = _concatenate([shards.split(name) for name in POOLED_SPLITS if name in shards.index.splits], shards)
+    groups = [str(pool.meta(index)["group"]) for index in range(len(pool))]
+    merged = merge_groups(dict(zip(map(pool.key, range(len(pool))), groups, strict=True)), read_duplicates(shards))
+    return pool, np.array([fold_number(merged.get(group, group), count) for group in groups])
+
+
+def _held_out(shards: ShardSet, numbers: np.ndarray, fold: Fold) -> np.ndarray:
+    """Select the held-out samples of a fold, bool (n,). Raises UsageError where none or all are."""
+    held_out = numbers == fold.number
+    for rows, use in ((~held_out, "train on"), (held_out, "hold out")):
+        if not rows.any():
+            raise UsageError(
+                f"{shards.location}: fold {fold} has none of its {len(numbers)} images to {use}; make fewer folds"
+            )
+    return held_out
 
 
 def _concatenate(splits: list[Split], shards: ShardSet) -> Split:

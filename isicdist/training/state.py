@@ -85,7 +85,7 @@ class RunRecord:
 
     def common_settings(self) -> dict[str, Any]:
         """Give each value that must be the same on every rank, by its dotted name."""
-        return dict(_flat({name: value for name, value in self.to_json().items() if name not in MAY_DIFFER}))
+        return dict(flat_settings({name: value for name, value in self.to_json().items() if name not in MAY_DIFFER}))
 
 
 @dataclass(kw_only=True)
@@ -207,7 +207,7 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
     """
     # Of the settings that an older version did not have, the defaults.
     old, new, defaults = (
-        dict(_flat(json.loads(json.dumps(record)))) for record in (before, after, TrainConfig().to_json())
+        dict(flat_settings(json.loads(json.dumps(record)))) for record in (before, after, TrainConfig().to_json())
     )
     old = {RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}
     old = {name: value for name, value in defaults.items() if name in new} | old
@@ -240,10 +240,10 @@ def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: t
         group.update(wanted)
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give each value with its dotted name."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+            yield from flat_settings(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
         else:
             yield f"{prefix}{name}", value

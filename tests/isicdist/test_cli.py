@@ -111,6 +111,8 @@ def test_predict_needs_a_model_and_not_two_ways_of_naming_it(capsys):
         (("--augment.enabled", "true"), True),
         (("--augment.enabled", "false"), False),
         (("--augment.enabled=false",), False),
+        (("--augment.enabled", "False"), False),
+        (("--augment.enabled", "0"), False),
         (("--augment.no-enabled",), False),
     ],
 )

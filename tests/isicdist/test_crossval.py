@@ -15,6 +15,7 @@ from isicdist.config import Fold
 from isicdist.crossval import commands, pool_scores
 from isicdist.errors import CheckpointError
 from isicdist.metrics.results import PER_IMAGE_NAME
+from isicdist.training.tracking import CONFIG_NAME
 from shards.reader import ShardSet
 
 FLAGS = ("--epochs", "1", "--model.base-channels", "4", "--batch.global-size", "8", "--tracker", "none")
@@ -75,10 +76,18 @@ def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd, monkeypatch
     capfd.readouterr()
 
     shutil.rmtree(tmp_path / "fold-2" / "evaluation")
+    config = tmp_path / "fold-1" / CONFIG_NAME
+    record = json.loads(config.read_text())
+    config.write_text(json.dumps({**record, "optim": {**record["optim"], "lr": 1.0}}))
     assert run(*words) == 0
-    printed = capfd.readouterr().out
-    assert "fold 1/2: scored before" in printed
-    assert "fold 2/2: isicdist evaluate" in printed
+    printed = capfd.readouterr()
+    assert "fold 1/2: scored before" in printed.out
+    assert "fold 2/2: isicdist evaluate" in printed.out
+    assert f"warning: fold 2/2 was trained with optim.lr {record['optim']['lr']}, fold 1/2 with 1.0\n" in printed.err
+    config.write_text(json.dumps({**record, "data_digest": "another"}))
+    assert run(*words) == 2
+    assert "fold-1: scored on another shard set than" in capfd.readouterr().err
+    config.write_text(json.dumps(record))
     assert json.loads((tmp_path / "crossval.json").read_text()) == written
 
     assert run("evaluate", "--ensemble", tmp_path, "--data", shard_set, "--split", "test") == 0
@@ -99,9 +108,14 @@ def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd, monkeypatch
 
 def test_a_command_that_fails_ends_the_call_with_its_code(shard_set, tmp_path, capfd):
     assert run("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 2, "--", "--epochs", 0) == 2
-    assert "fold 1/2: ended with 2; the same command goes on" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "fold 1/2: ended with 2" in said
+    assert "goes on" not in said
     assert not (tmp_path / "fold-2").exists()
-    assert run("crossval", "--data", shard_set, "--run", tmp_path, "--folds", 1) == 2
+    for folds in (1, 1000):
+        assert run("crossval", "--data", shard_set, "--run", tmp_path / "none", "--folds", folds) == 2
+    assert "make fewer folds" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_commands_are_printed_for_a_scheduler(shard_set, tmp_path, capsys):
