@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from isicdist import config as settings
@@ -43,6 +44,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"]({depth}{known}{match[2] or ''})" if known else match[0]
 
     return LINK.sub(target, markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Fail for an include of a file that is written so that it is not one, as a formatter of code may do."""
+    if "8 &lt;" in html or "8&lt;" in html:
+        raise PluginError(f'{page.file.src_uri}: an include (--8<-- "FILE") was not filled in')
+    return html
 
 
 def configuration() -> str:

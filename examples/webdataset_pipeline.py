@@ -36,7 +36,9 @@ def batches(split_location: str, *, rank: int = 0, world_size: int = 1, workers:
     plan = BatchPlan(global_size=8, micro_size=4, world_size=world_size)
     source = PlannedSource(ShardSet.open(split_location).split("train"), plan, rank, seed=0)  # source.epoch = 1, ...
     pipeline = DataPipeline(source, filters.map(decode), filters.batched(plan.micro_size))
-    yield from DataLoader(pipeline, batch_size=None, num_workers=workers)  # pyright: ignore[reportArgumentType]
+    # `collate_fn`: or the arrays of the pipeline would become tensors.
+    loader = DataLoader(pipeline, batch_size=None, num_workers=workers, collate_fn=tuple)  # pyright: ignore[reportArgumentType]
+    yield from loader
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     for keys, images, masks in batches(options.set, rank=rank, world_size=world_size):
-        print(f"{', '.join(keys)}: images {np.shape(images)}, lesion {np.mean(masks):.1%}")
+        print(f"{', '.join(keys)}: images {images.shape}, lesion {masks.mean():.1%}")
 
 
 if __name__ == "__main__":

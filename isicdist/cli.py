@@ -158,7 +158,7 @@ def evaluate(
         return
     results, out = result
     show(results.summary, Console())
-    Console().print(f"written to {out}", soft_wrap=True)
+    print(f"written to {out}")
 
 
 @app.command

@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -289,6 +290,19 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Give the resolved config as plain values, nested by section."""
         return dataclasses.asdict(self)
+
+
+def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a config to dotted names; settings of version 0.1 get the names of today."""
+    return {RENAMED_SETTINGS.get(name, name): value for name, value in _flat(config, "")}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{prefix}{name}", value
 
 
 def recipes() -> list[str]:

@@ -28,14 +28,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from isicdist.config import Fold, TrainConfig
+from isicdist.config import Fold, TrainConfig, flat_settings
 from isicdist.data.folds import check_folds
 from isicdist.distributed.agree import StopSignal
 from isicdist.errors import CheckpointError
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary
 from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.summary import ResolutionScores
-from isicdist.training.state import flat_settings
 from isicdist.training.tracking import CONFIG_NAME
 from shards.errors import UsageError
 from shards.files import write_file
@@ -185,7 +184,7 @@ def _record(runs: Path, fold: Fold) -> dict[str, Any]:
 
 def _differing_settings(runs: Path, folds: Sequence[Fold]) -> Iterator[str]:
     """Describe the settings in which the runs of the folds differ from the first."""
-    first, *others = (dict(flat_settings(_record(runs, fold))) for fold in folds)
+    first, *others = (flat_settings(_record(runs, fold)) for fold in folds)
     for fold, settings in zip(folds[1:], others, strict=True):
         for name, value in settings.items():
             if name != "fold" and value != first.get(name):

@@ -24,8 +24,9 @@ def demo(out: Path, samples: int) -> None:
     """
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
         raise UsageError(f"{out}: not empty and not of an earlier demo; give another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (out / MARKER).touch()
     console = Console()
     for title, command in demo_commands(out, samples).items():

@@ -190,11 +190,11 @@ def _prepare(file: File, sources: list[Source], specs: list[InputSpec]) -> Prepa
 
 
 def _without_outputs(out: Path, images: str, files: list[File]) -> list[File]:
-    """Remove the pictures of an earlier prediction from the files, where OUT lies in the folder of the images."""
+    """Remove the pictures of predictions from the files: into OUT, and into any folder with a record of one."""
     root, folder = Path(images).resolve(), out.resolve()
-    if not folder.is_relative_to(root):
-        return files
-    output_folders = [PurePosixPath(folder.relative_to(root) / name) for name in FOLDERS]
+    predicted = [PurePosixPath(file.name).parent for file in files if PurePosixPath(file.name).name == SETTINGS_NAME]
+    predicted += [PurePosixPath(folder.relative_to(root))] if folder.is_relative_to(root) else []
+    output_folders = {folder / name for folder in predicted for name in FOLDERS}
     return [file for file in files if PurePosixPath(file.name).parent not in output_folders]
 
 
@@ -240,7 +240,7 @@ def _check_settings(outputs: Outputs, settings: dict[str, Any], files: list[File
         raise UsageError(f"{path}: not what a prediction writes; give another --out") from error
     else:
         if changes:
-            raise UsageError(f"{outputs.folder}: made with {'; '.join(changes)}; give another --out, or remove it")
+            raise UsageError(f"{outputs.folder}: its masks are made with {'; '.join(changes)}; give another --out")
 
 
 def _write_settings(outputs: Outputs, settings: dict[str, Any]) -> None:

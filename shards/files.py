@@ -8,6 +8,7 @@ write of that name replaces.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Generator[Path]:
 
     `temporary`: on the same file system as `path`; by default in the same folder. Raises OSError with its filename.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.new")
     with name_in_errors(path):
         try:

@@ -82,3 +82,9 @@ def test_webdataset_pipeline_yields_the_planned_order(shard_set, workers):
         assert sorted(keys) == sorted(expected)
         if workers == 0:
             assert keys == expected
+
+
+def test_webdataset_pipeline_prints_its_batches(shard_set, capsys):
+    load("webdataset_pipeline")["main"]([str(shard_set)])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"(\w+, ){3}\w+: images \(4, 64, 64, 3\), lesion \d+\.\d%", first)

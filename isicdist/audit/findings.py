@@ -8,7 +8,7 @@ too, adds to it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +85,9 @@ def rank(
     scores = sum(
         (_excess(np.array([getattr(each, name) for each in measures])) for name in SCORED), np.zeros(len(keys))
     )
+    twins = list(twins)
     twin_of = _twins_by_key(twins)
-    copies = _equal_masks(keys, mask_hashes, twin_of)
+    copies = _equal_masks(keys, mask_hashes, {frozenset((twin.key, twin.duplicate_of)) for twin in twins})
     swapped = _swapped(keys, measures, scores)
     findings: list[Finding] = []
     for index, (key, split, measured) in enumerate(zip(keys, splits, measures, strict=True)):
@@ -151,7 +152,11 @@ def _disagreement(measured: Measures, score: float) -> tuple[str, str] | None:
         sideways, upright = "right" if right > 0 else "left", "down" if down > 0 else "up"
         move = f"{abs(right):.0%} {sideways} and {abs(down):.0%} {upright}"
         return "shifted", f"Dice {measured.dice:.2f}, moved {move}: {measured.shifted_dice:.2f}"
-    reason = "too-small" if measured.missing_share > 0.5 else "too-large"
+    if measured.contradiction:
+        is_small = measured.missing_share > 0.5
+    else:  # nothing is contradicted with confidence
+        is_small = measured.lesion_area < measured.predicted_area
+    reason = "too-small" if is_small else "too-large"
     return reason, f"Dice {measured.dice:.2f}, where {measured.expected_dice:.2f} was expected"
 
 
@@ -165,16 +170,16 @@ def _twins_by_key(twins: Iterable[TwinMasks]) -> dict[str, TwinMasks]:
     return worst
 
 
-def _equal_masks(keys: Sequence[str], hashes: Sequence[bytes], twins: Mapping[str, TwinMasks]) -> dict[str, str]:
-    """Map each image to another one with exactly its mask, unless the two are duplicates; b"" is no hash."""
+def _equal_masks(keys: Sequence[str], hashes: Sequence[bytes], twins: Set[frozenset[str]]) -> dict[str, str]:
+    """Map each image to another one with exactly its mask that is no duplicate of it; b"" is no hash."""
     by_hash: dict[bytes, list[str]] = defaultdict(list)
     for key, value in zip(keys, hashes, strict=bool(hashes)):
         by_hash[value].append(key)
     copies: dict[str, str] = {}
     for value, same in by_hash.items():
         for key in same if value else ():
-            other = next((each for each in same if each != key), None)
-            if other and not (key in twins and twins[key].duplicate_of in same):
+            other = next((each for each in same if each != key and frozenset((key, each)) not in twins), None)
+            if other:
                 copies[key] = other
     return copies
 

@@ -34,7 +34,8 @@ def draw_examples(examples: Sequence[Example], out: Path) -> None:
             _draw_outline(axis, example.mask, TRUTH)
             _draw_outline(axis, example.prediction, PREDICTION)
             axis.set_title(f"{example.key}\nDice {example.dice:.3f}", fontsize=8)
-            axis.set(xticks=[], yticks=[])
+            height, width = example.mask.shape
+            axis.set(xticks=[], yticks=[], aspect=width / height / example.aspect_ratio)
         axes[0].set_ylabel(group)
     lines = [Line2D([], [], color=colour) for colour in (TRUTH, PREDICTION)]
     figure.legend(lines, ["ground truth", "prediction"], loc="outside lower center", ncols=2, facecolor="#8a6a5c")

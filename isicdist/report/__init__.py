@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from isicdist.crossval import SUMMARY_NAME as CROSSVAL_NAME
 from isicdist.crossval import show as show_crossval
@@ -40,7 +41,7 @@ def report(folders: Sequence[Path], console: Console, out: Path | None = None) -
             show_evaluation(evaluation.summary, console)
     for run in runs:
         if len(runs) > 1:
-            console.rule(run.name)
+            console.rule(Text(run.name))
         print_run(run, console)
     if out is None:
         return
@@ -49,4 +50,4 @@ def report(folders: Sequence[Path], console: Console, out: Path | None = None) -
     page = render_page(runs, crossval).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
-    console.print(f"report: {out} ({len(page) / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"report: {out} ({len(page) / 1e6:.1f} MB)", markup=False, soft_wrap=True)

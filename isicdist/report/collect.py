@@ -176,6 +176,11 @@ class RunFiles:
         return max(self.validations, key=lambda scores: scores.mean_dice, default=None)
 
     @property
+    def validation_split(self) -> str:
+        """Name of the images that the run was validated on: val, or those of its fold."""
+        return Fold.parse(self.config["fold"]).name if self.config.get("fold") else "val"
+
+    @property
     def outdated(self) -> list[EvaluationSummary]:
         """The evaluations of a model that is no longer the best one."""
         summaries = [evaluation.summary for evaluation in self.evaluations.values()]

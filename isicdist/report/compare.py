@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from isicdist.config import RENAMED_SETTINGS
+from isicdist.config import flat_settings
 from isicdist.metrics.bootstrap import PairedDifference, paired_difference
 from isicdist.report.collect import Evaluation, RunFiles
 
@@ -41,11 +41,6 @@ class Comparison:
     """At threshold 0.5; None where the runs were evaluated on other images."""
 
 
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a config to dotted names; settings of version 0.1 get the names of today."""
-    return {RENAMED_SETTINGS.get(name, name): value for name, value in _flat(config, prefix)}
-
-
 def differing_settings(runs: Sequence[RunFiles]) -> list[Setting]:
     """List the settings whose values are not the same in all runs, in the order of the first run's config."""
     flat = [flat_settings(run.config) for run in runs]
@@ -68,7 +63,8 @@ def _compare(split: str, first: RunFiles, second: RunFiles) -> Comparison:
     dice = [_dice_by_key(run.evaluations[split], original=use_original) for run in (first, second)]
     result = None
     # At the network's resolution only the same shard set gives both the same question.
-    same_masks = use_original or first.config["data_digest"] == second.config["data_digest"]
+    digests = {run.evaluations[split].summary.data_digest for run in (first, second)}
+    same_masks = use_original or len(digests) == 1
     if dice[0].keys() == dice[1].keys() and same_masks:
         paired = [np.array([each[key] for key in dice[0]]) for each in dice]
         result = paired_difference(paired[0], paired[1], first.evaluations[split].summary.data_digest)
@@ -85,14 +81,6 @@ def _dice_by_key(evaluation: Evaluation, *, original: bool) -> dict[str, float]:
     scores = evaluation.per_image
     dice = scores.original_dice if original and scores.original_dice is not None else scores.network_dice
     return dict(zip(scores.keys, dice.tolist(), strict=True))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _text(value: Any) -> str:

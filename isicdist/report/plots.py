@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from isicdist.report.collect import Evaluation, RunFiles
 
@@ -65,7 +66,7 @@ def learning_charts(runs: Sequence[RunFiles]) -> list[Chart]:
             axes.plot(steps, values, color=COLOURS[position % len(COLOURS)], alpha=0.35, linewidth=1)
             steps = [each.step for each in run.validations]
             values = [each.mean_dice for each in run.validations]
-            axes.plot(steps, values, marker="o", markersize=3.5, label=run.name, **_line(position))
+            axes.plot(steps, values, marker="o", markersize=3.5, label=_label(run.name), **_line(position))
         axes.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
 
     validations = {run.name: _xy([(each.step, each.mean_dice) for each in run.validations]) for run in runs}
@@ -84,7 +85,7 @@ def threshold_chart(evaluations: Mapping[str, Evaluation]) -> Chart:
 
     def draw(axes: Axes) -> None:
         for position, (name, (thresholds, dice)) in enumerate(curves.items()):
-            axes.plot(thresholds, dice, label=name, **_line(position))
+            axes.plot(thresholds, dice, label=_label(name), **_line(position))
             tuned = evaluations[name].summary.at_tuned.threshold
             axes.plot(tuned, np.interp(tuned, thresholds, dice), "o", color=COLOURS[position % len(COLOURS)])
         axes.set(xlabel="threshold of the probability", ylabel="pooled Dice", xlim=(0, 1), ylim=(0, 1))
@@ -101,7 +102,7 @@ def calibration_chart(evaluations: Mapping[str, Evaluation]) -> Chart:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color="#767676", linewidth=1, label="calibrated")
         for position, (name, (probabilities, shares)) in enumerate(curves.items()):
-            axes.plot(probabilities, shares, marker="o", markersize=3.5, label=name, **_line(position))
+            axes.plot(probabilities, shares, marker="o", markersize=3.5, label=_label(name), **_line(position))
         axes.set(xlabel="probability", ylabel="share of lesion", xlim=(0, 1), ylim=(0, 1))
 
     errors = "; ".join(
@@ -135,9 +136,11 @@ def lesion_size_chart(evaluations: Mapping[str, Evaluation]) -> Chart:
             )
             parts = [part for part in evaluation.summary.lesion_area_quartiles if part.largest_area > 0]
             middles = [math.sqrt(max(part.least_area, 1e-4) * part.largest_area) for part in parts]
-            axes.plot(middles, [part.mean_dice for part in parts], marker="D", label=name, **_line(position))
+            axes.plot(middles, [part.mean_dice for part in parts], marker="D", label=_label(name), **_line(position))
         axes.set(xlabel="lesion area, share of the image", ylabel="Dice", ylim=(0, 1), xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
     quartiles = "; ".join(
         f"{name} {', '.join(f'{part.mean_dice:.3f}' for part in each.summary.lesion_area_quartiles)}"
@@ -155,7 +158,7 @@ def histogram_chart(evaluations: Mapping[str, Evaluation]) -> Chart:
         for position, (name, evaluation) in enumerate(evaluations.items()):
             counts, _ = np.histogram(evaluation.per_image.tuned_dice, edges)
             colour = COLOURS[position % len(COLOURS)]
-            axes.stairs(counts, edges, label=name, color=colour, linestyle=DASHES[position % len(DASHES)])
+            axes.stairs(counts, edges, label=_label(name), color=colour, linestyle=DASHES[position % len(DASHES)])
             if len(evaluations) == 1:
                 axes.stairs(counts, edges, color=colour, fill=True, alpha=0.25)
         axes.set(xlabel="Dice of an image", ylabel="images", xlim=(0, 1))
@@ -185,6 +188,11 @@ def _xy(points: list[tuple[int, float]]) -> Curve:
     return x, y
 
 
+def _label(name: str) -> str:
+    """Write a run's name so that matplotlib neither leaves it out of the legend (_name) nor reads a formula ($)."""
+    return (" " * name.startswith("_") + name).replace("$", r"\$")
+
+
 def _line(position: int) -> dict[str, Any]:
     """Give the colour and dashes of the run at this position."""
     return {
@@ -199,7 +207,7 @@ def _chart(title: str, xlabel: str, ylabel: str, curves: Mapping[str, Curve], *,
 
     def draw(axes: Axes) -> None:
         for position, (name, (x, y)) in enumerate(curves.items()):
-            axes.plot(x, y, label=name, **_line(position))
+            axes.plot(x, y, label=_label(name), **_line(position))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if from_zero:
             axes.set_ylim(bottom=0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from isicdist.config import TrainConfig
+from isicdist.config import Fold, TrainConfig, flat_settings
 from isicdist.report.collect import RunFiles
-from isicdist.report.compare import flat_settings
 
-DATA, RUN = "DIR", "NEW_RUN"
+DATA, SCORED_DATA, RUN = "DIR", "OTHER_DIR", "NEW_RUN"
 """Placeholders: neither folder is known on the machine of the reader."""
 
 
@@ -36,13 +35,15 @@ def train_command(run: RunFiles) -> str:
 
 
 def evaluate_commands(run: RunFiles) -> list[str]:
-    """List the commands that score each evaluated split again."""
-    summaries = [evaluation.summary for evaluation in run.evaluations.values()]
-    words = ["isicdist", "evaluate", "--data", DATA, "--checkpoint", RUN]
-    return [
-        shlex.join([*words, "--split", summary.split, *(["--tta", summary.tta] if summary.tta != "off" else [])])
-        for summary in summaries
-    ]
+    """List the commands that score each evaluated split again; of another set than DIR, with its digest."""
+    commands: list[str] = []
+    for summary in (evaluation.summary for evaluation in run.evaluations.values()):
+        same_set, fold = summary.data_digest == run.config["data_digest"], Fold.of_split(summary.split)
+        words = ["isicdist", "evaluate", "--data", DATA if same_set else SCORED_DATA, "--checkpoint", RUN]
+        words += ["--fold", str(fold)] if fold else ["--split", summary.split]
+        words += ["--tta", summary.tta] if summary.tta != "off" else []
+        commands.append(shlex.join(words) + ("" if same_set else f"  # {SCORED_DATA}: digest {summary.data_digest}"))
+    return commands
 
 
 def _words(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from isicdist.metrics.dice import SCORE_NAMES
@@ -26,7 +27,7 @@ def print_run(run: RunFiles, console: Console) -> None:
     for evaluation in run.evaluations.values():
         picture = evaluation.folder / "examples.png"
         if picture.exists():
-            console.print(f"worst, median and best images: {picture}", soft_wrap=True)
+            console.print(f"worst, median and best images: {picture}", markup=False, soft_wrap=True)
 
 
 def describe(run: RunFiles) -> str:
@@ -49,7 +50,9 @@ def _score_table(run: RunFiles) -> Table:
         summary, excluded = evaluation.summary, evaluation.summary.without_excluded
         rows = [(summary.split, scored) for scored in summary.by_threshold()]
         if excluded:
-            rows += [(f"{summary.split} without {excluded.table}", scored) for scored in excluded.by_threshold()]
+            rows += [
+                (f"{summary.split} without {escape(excluded.table)}", scored) for scored in excluded.by_threshold()
+            ]
         for split, scored in rows:
             for resolution, scores in scored.by_resolution().items():
                 table.add_row(split, resolution, f"{scored.threshold:.4g}", *_cells(dataclasses.asdict(scores)))

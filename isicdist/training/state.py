@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from isicdist.config import RENAMED_SETTINGS, TrainConfig
+from isicdist.config import TrainConfig, flat_settings
 from isicdist.data.stream import StreamState
 from isicdist.distributed.environment import recorded
 from isicdist.distributed.launch import computes_tf32
@@ -85,7 +85,7 @@ class RunRecord:
 
     def common_settings(self) -> dict[str, Any]:
         """Give each value that must be the same on every rank, by its dotted name."""
-        return dict(flat_settings({name: value for name, value in self.to_json().items() if name not in MAY_DIFFER}))
+        return flat_settings({name: value for name, value in self.to_json().items() if name not in MAY_DIFFER})
 
 
 @dataclass(kw_only=True)
@@ -207,9 +207,8 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
     """
     # Of the settings that an older version did not have, the defaults.
     old, new, defaults = (
-        dict(flat_settings(json.loads(json.dumps(record)))) for record in (before, after, TrainConfig().to_json())
+        flat_settings(json.loads(json.dumps(record))) for record in (before, after, TrainConfig().to_json())
     )
-    old = {RENAMED_SETTINGS.get(name, name): value for name, value in old.items()}
     old = {name: value for name, value in defaults.items() if name in new} | old
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):
@@ -238,12 +237,3 @@ def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: t
         raise CheckpointError(f"{found.path}: of another network; train in a new run folder") from error
     for group, wanted in zip(adam.param_groups, settings, strict=True):
         group.update(wanted)
-
-
-def flat_settings(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give each value with its dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat_settings(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            yield f"{prefix}{name}", value

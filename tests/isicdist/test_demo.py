@@ -33,16 +33,19 @@ def test_a_failing_command_stops_the_demo_and_is_named(tmp_path, started):
     assert started == list(demo_commands(tmp_path / "demo", 8).values())
 
 
-def test_only_an_earlier_demo_is_replaced(tmp_path, started):
+def test_only_an_earlier_demo_is_replaced(tmp_path, started, monkeypatch):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match="not empty and not of an earlier demo"):
         demo(tmp_path, 8)
     assert started == []
     assert (tmp_path / "thesis.tex").exists()
     (tmp_path / MARKER).touch()
-    with pytest.raises(ToolkitError):
-        demo(tmp_path, 8)
-    assert [path.name for path in tmp_path.iterdir()] == [MARKER]
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path, Path()):
+        with pytest.raises(ToolkitError):
+            demo(out, 8)
+        assert [path.name for path in tmp_path.iterdir()] == [MARKER]
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, 2), (1, 1), (4, 2)])

@@ -183,7 +183,7 @@ def test_a_mask_that_is_there_is_kept_until_its_image_changes(run, images, tmp_p
     paths = sorted(out.glob("*.png"))
     paths[2].unlink()
     paths[5].write_bytes(b"kept as it is")
-    (out / ".ISIC_segmentation.png.17.new").write_bytes(b"torn")
+    (out / ".ISIC_segmentation.png.999999999.new").write_bytes(b"torn")
     assert predict([run], str(images), out) == PredictionCounts(masks=1, reused=9)
     assert (pixels(paths[2]) != whole[paths[2].name]).mean() < 1e-3  # a batch of another size may round otherwise
     assert paths[5].read_bytes() == b"kept as it is"
@@ -221,7 +221,7 @@ def test_masks_made_otherwise_are_never_replaced(run, images, shard_set, tmp_pat
         ([run], images, "d4", "tta off, not d4"),
     ]
     for models, source, tta, said in cases:
-        with pytest.raises(UsageError, match=f"made with {said}.*; give another --out, or remove it"):
+        with pytest.raises(UsageError, match=f"made with {said}.*; give another --out$"):
             predict(models, str(source), out, tta=tta)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for damaged in ("{", "[]", "{}"):
@@ -337,6 +337,11 @@ def test_masks_may_lie_beside_their_images(run, images):
             done = predict([run], str(images), out, probabilities=True, overlay=True)
             assert done == PredictionCounts(masks=10 - reused, reused=reused)
         shutil.rmtree(images / "masks", ignore_errors=True)
+    done = predict([run], str(images), images.parent / "elsewhere", tta="flips")
+    assert done is not None
+    assert done.masks == 10
+    with pytest.raises(UsageError, match=r"made with tta off, not flips; give another --out$"):
+        predict([run], str(images), images, tta="flips")
 
 
 def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, python):

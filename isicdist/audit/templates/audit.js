@@ -90,4 +90,8 @@ for (const card of cards) {
 }
 showProgress();
 document.getElementById("save").addEventListener("click", save);
-focusCard(Math.max(0, cards.findIndex((card) => !card.dataset.verdict)));
+if (cards.some((card) => card.dataset.verdict)) {
+  focusCard(cards.findIndex((card) => !card.dataset.verdict));
+} else {
+  cards[0]?.focus({ preventScroll: true }); // the first visit begins with the explanation above the cards
+}

@@ -86,6 +86,9 @@ def test_equal_masks_are_named_unless_the_images_are_duplicates():
     assert found["ISIC_05"].reason != "same-mask"
     twins = [TwinMasks(key="ISIC_04", duplicate_of="ISIC_03", dice=1.0)]
     assert all(each.reason != "same-mask" for each in ranked(masks(), mask_hashes=hashes, twins=twins))
+    twins.append(TwinMasks(key="ISIC_09", duplicate_of="ISIC_03", dice=0.5))
+    found = {each.key: each for each in ranked(masks(), mask_hashes=hashes, twins=twins)}
+    assert found["ISIC_03"].reason == "duplicates-disagree"
 
 
 def test_duplicates_with_different_masks_are_both_found():

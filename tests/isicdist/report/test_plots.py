@@ -55,6 +55,12 @@ def test_a_chart_of_several_runs_has_a_legend_and_one_of_a_single_run_has_none(r
         assert "run" not in texts(chart.svg)
 
 
+def test_any_name_of_a_run_is_in_the_legend(run, make_run):
+    runs = RunFiles.read_all([make_run(run.parent / name) for name in ("_a", "b$_$c")])
+    for chart in learning_charts(runs):
+        assert {"_a", "b$_$c"} <= {text.strip() for text in texts(chart.svg)}
+
+
 def test_a_long_log_is_thinned(run, monkeypatch):
     monkeypatch.setattr(plots, "MAX_POINTS", 2)
     assert "from 0.3333 at 3 to 0.3333 at 3" in learning_charts([RunFiles.read(run, name="run")])[0].alt

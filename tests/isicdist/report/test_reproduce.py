@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 
 from isicdist import cli
 from isicdist.config import AugmentConfig, BatchConfig, TrainConfig
-from isicdist.report.collect import RunFiles
+from isicdist.report.collect import Evaluation, RunFiles
 from isicdist.report.reproduce import evaluate_commands, train_command
 
 
@@ -47,3 +48,9 @@ def test_settings_of_a_later_version_are_left_out(tmp_path, make_run):
 def test_every_evaluation_has_its_command(evaluated_runs):
     run = RunFiles.read(evaluated_runs[0], name="run")
     assert evaluate_commands(run) == ["isicdist evaluate --data DIR --checkpoint NEW_RUN --split test"]
+    (evaluation,) = run.evaluations.values()
+    summary = dataclasses.replace(evaluation.summary, split="fold_2_of_5", data_digest="ab")
+    other = dataclasses.replace(run, evaluations={"": Evaluation(folder=evaluation.folder, summary=summary)})
+    assert evaluate_commands(other) == [
+        "isicdist evaluate --data OTHER_DIR --checkpoint NEW_RUN --fold 2/5  # OTHER_DIR: digest ab"
+    ]
