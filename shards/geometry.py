@@ -117,8 +117,11 @@ class ResizePlan:
 
     def restore(self, probs: np.ndarray) -> np.ndarray:
         """Resize probs (H, W) float32 in [0, 1] to the original's resolution, bilinear; 0 outside the source box."""
-        picture = Image.fromarray(np.ascontiguousarray(probs, dtype=np.float32))
-        restored = np.asarray(self._resized(picture, Image.Resampling.BILINEAR, self.target, self.source))
+        left, top, right, bottom = self.target
+        # Cut out first: the resampling looks beyond a box, at the black border of `pad`.
+        picture = Image.fromarray(np.ascontiguousarray(probs[top:bottom, left:right], dtype=np.float32))
+        whole = (0.0, 0.0, right - left, bottom - top)
+        restored = np.asarray(self._resized(picture, Image.Resampling.BILINEAR, whole, self.source))
         out = np.zeros(self.original, dtype=np.float32)
         left, top, right, bottom = self.source
         out[top:bottom, left:right] = restored

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from isicdist.data.order import MASKED, BatchPlan, epoch_order, num_steps, rank_slice
@@ -32,7 +33,17 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         shuffled together (None: all).
         """
         self.split, self.plan, self.rank = split, plan, rank
-        self.seed, self.window, self.epoch = seed, window, epoch
+        self.seed, self.window = seed, window
+        self._epoch = torch.tensor(epoch).share_memory_()  # persistent workers of a DataLoader see it change
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the next iteration reads."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the samples of this rank (and DataLoader worker) in one epoch. Raises CorruptShardError."""

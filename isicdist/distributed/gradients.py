@@ -23,14 +23,17 @@ class Gradients:
     """The gradients of all parameters as one flat tensor, with the loss of the step as its last element."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-        """Make the `grad` of all `parameters` views of the flat tensor. They have one dtype, on their device."""
-        parameters = list(parameters)
+        """Make the flat tensor for `parameters`, which have one dtype and are on their device."""
+        self._parameters = parameters = list(parameters)
         self._accelerator = accelerator
         self._distributed, self._scaled = accelerator.num_processes > 1, accelerator.scaler is not None
         ends = list(itertools.accumulate(p.numel() for p in parameters))
         self._flat = parameters[0].new_zeros(ends[-1] + 1)  # (weights + 1,)
-        for p, end in zip(parameters, ends, strict=True):
-            p.grad = torch.as_strided(self._flat, p.shape, p.stride(), end - p.numel())
+        self._views = [
+            torch.as_strided(self._flat, p.shape, p.stride(), end - p.numel())
+            for p, end in zip(parameters, ends, strict=True)
+        ]
+        self.zero()
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the share of one micro batch in the step's loss, a scalar."""
@@ -39,9 +42,17 @@ class Gradients:
     def all_reduce(self) -> Tensor:
         """Sum gradients and loss over all ranks; returns the loss of the whole step. Every rank calls it.
 
+        From here on the `grad` of each parameter is a view of the flat tensor.
+
         Where the loss is scaled (fp16), a loss that is not finite makes the gradient so, too: the scaler looks at
         gradients only, and would make the update. NaN or infinity times 0 is NaN.
         """
+        computed = [(view, p.grad) for view, p in zip(self._views, self._parameters, strict=True) if p.grad is not None]
+        if computed:
+            views, gradients = zip(*computed, strict=True)
+            torch._foreach_copy_(views, gradients)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  one kernel for all
+        for p, view in zip(self._parameters, self._views, strict=True):
+            p.grad = view
         if self._distributed:
             torch.distributed.all_reduce(self._flat)
         loss = self._flat[-1].clone()
@@ -59,5 +70,7 @@ class Gradients:
         return norm
 
     def zero(self) -> None:
-        """Set gradients and loss to 0."""
+        """Forget gradients and loss. To add to gradients of 0 would cost a kernel for each parameter."""
         self._flat.zero_()
+        for p in self._parameters:
+            p.grad = None

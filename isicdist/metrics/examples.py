@@ -47,7 +47,7 @@ class Example:
     key: str
     """Key of the sample (its ISIC id)."""
     dice: float
-    """Dice of this image at the tuned threshold and the finest resolution, 0 to 1."""
+    """Dice, 0 to 1: at the tuned threshold and the finest resolution; in training at 0.5 and the network's."""
     lesion_area: float
     """Share of the image that is lesion in the ground truth, 0 to 1."""
     aspect_ratio: float
@@ -57,7 +57,7 @@ class Example:
     mask: np.ndarray
     """Ground truth, bool (H, W)."""
     prediction: np.ndarray
-    """Prediction at the tuned threshold, bool (H, W)."""
+    """Prediction at that threshold, bool (H, W)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the pixels, as an entry of examples.json."""
@@ -132,14 +132,18 @@ def select_training_examples(
     """
     rows = summary.rows
     dice, _ = per_image_scores(rows)
-    areas = rows[:, [1, 3]].sum(axis=1) / np.prod(split.image(int(rows[0, 0])).shape[:2])  # TP + FN of all pixels
+    assert split.size is not None, "the stream of an evaluation has refused images of several sizes"
+    areas = rows[:, [1, 3]].sum(axis=1) / split.size**2  # TP + FN of all pixels
     fixed = np.unique(np.linspace(0, len(dice) - 1, min(TRAINING_EXAMPLES, len(dice))).round().astype(int))
     groups = {"fixed": fixed, "worst": np.argsort(dice, kind="stable")[:TRAINING_EXAMPLES]}
 
     def predict_padded(images: Tensor) -> Tensor:
-        padding = torch.zeros((micro_size, *images.shape[1:]), dtype=images.dtype, device=images.device)
-        parts = [torch.cat([part, padding[len(part) :]]) for part in images.split(micro_size)]
-        return torch.cat([predictor(part) for part in parts])[: len(images)]
+        count, channels, height, width = images.shape
+        whole = -(-count // micro_size) * micro_size
+        pixels = torch.zeros((whole, height, width, channels), dtype=images.dtype, device=images.device)
+        padded = pixels.permute(0, 3, 1, 2)  # in the memory layout of the stream's batches, too
+        padded[:count] = images
+        return torch.cat([predictor(part) for part in padded.split(micro_size)])[:count]
 
     examples: list[Example] = []
     for group, ranked in groups.items():

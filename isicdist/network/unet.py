@@ -29,6 +29,20 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
 
 
+class ConvBeforeNorm(nn.Conv2d):
+    """Convolution whose bias has no effect, as an instance norm subtracts it: it is not added.
+
+    The authors' code has it, so that it is a parameter. Its gradient would be rounding, which Adam turns into steps.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, h, w)."""
+        return self._conv_forward(input, self.weight, None)
+
+
 class NormAct(nn.Sequential):
     """Instance norm (per sample, affine, the same in training and evaluation), then LeakyReLU(0.01)."""
 
@@ -63,7 +77,7 @@ class ContextModule(nn.Module):
         self.conv1 = _conv(channels, channels)
         self.dropout = KeyedDropout(dropout, layer=level)
         self.norm2 = nn.LeakyReLU(0.01) if first else NormAct(channels)
-        self.conv2 = _conv(channels, channels)
+        self.conv2 = _conv(channels, channels) if first else ConvBeforeNorm(channels, channels)
 
     def forward(self, r: Tensor, keys: Tensor | None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W). `keys` (B,) int64 of the dropout masks."""
@@ -79,8 +93,10 @@ class Upsample2(nn.Module):
         if not torch.compiler.is_dynamo_compiling():
             return F.interpolate(x, scale_factor=2, mode="nearest")
         # torch.compile would scatter the gradient by atomic additions, whose order is random on a GPU.
-        doubled = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)  # (B, C, H, 2, W, 2)
-        return doubled.flatten(4).flatten(2, 3)
+        if _is_channels_last(x):  # and stays so
+            pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # (B, H, 1, W, 1, C)
+            return pixels.expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4).flatten(2, 3)
 
 
 class UpSampling(nn.Sequential):
@@ -91,9 +107,9 @@ class UpSampling(nn.Sequential):
 
     def __init__(self, channels: int, *, lowest: bool) -> None:
         half = channels // 2
-        layers: list[nn.Module] = [Upsample2(), _conv(channels, half), NormAct(half)]
+        layers: list[nn.Module] = [Upsample2(), ConvBeforeNorm(channels, half), NormAct(half)]
         if lowest:
-            layers += [_conv(half, half, 1), NormAct(half)]
+            layers += [ConvBeforeNorm(half, half, 1), NormAct(half)]
         super().__init__(*layers)
 
 
@@ -124,15 +140,17 @@ class ImprovedUNet(nn.Module):
         self.stem = _conv(in_channels, c[0])
         self.context = nn.ModuleList(ContextModule(c[i], dropout, level=i + 1) for i in range(LEVELS))
         self.context_norms = nn.ModuleList(NormAct(c[i]) for i in range(LEVELS))
-        self.down = nn.ModuleList(_conv(c[i], c[i + 1], stride=2) for i in range(LEVELS - 1))
+        self.down = nn.ModuleList(ConvBeforeNorm(c[i], c[i + 1], stride=2) for i in range(LEVELS - 1))
         self.skip_act = nn.LeakyReLU(0.01)  # of level 1, whose skip is not normalised
 
         decoder_levels = range(LEVELS - 2, -1, -1)
         self.up = nn.ModuleList(UpSampling(c[i + 1], lowest=i == LEVELS - 2) for i in decoder_levels)
         self.localize = nn.ModuleList(
-            nn.Sequential(_conv(2 * c[i], 2 * c[i]), NormAct(2 * c[i])) for i in decoder_levels
+            nn.Sequential(ConvBeforeNorm(2 * c[i], 2 * c[i]), NormAct(2 * c[i])) for i in decoder_levels
         )
-        self.reduce = nn.ModuleList(nn.Sequential(_conv(2 * c[i], c[i], 1), NormAct(c[i])) for i in decoder_levels if i)
+        self.reduce = nn.ModuleList(
+            nn.Sequential(ConvBeforeNorm(2 * c[i], c[i], 1), NormAct(c[i])) for i in decoder_levels if i
+        )
 
         self.head_full = nn.Conv2d(2 * c[0], out_channels, 1)
         if deep_supervision:

@@ -99,5 +99,6 @@ class OomGuard:
                 f"out of memory with {asked} samples at once on a rank: use --batch.micro-size auto or a smaller one"
             )
         self.tripped = False
+        torch.compiler.reset()  # or the graphs of several sizes use up the limit of recompilations
         clear_device_cache(garbage_collection=True)
         return dataclasses.replace(plan, micro_size=ceil_div(plan.micro_size, 2))

@@ -37,8 +37,8 @@ MICRO, SIDE = 4, 64
 POSITION: StreamState = {"digest": "", "seed": 0, "window": None, "epoch": 0, "consumed": 0}
 UPLOADS = ("_to_copy", "copy_")
 
-OPERATORS_PER_MICRO_BATCH = 818
-OPERATORS_PER_STEP = 31
+OPERATORS_PER_MICRO_BATCH = 798
+OPERATORS_PER_STEP = 32
 UPLOADS_PER_MICRO_BATCH = 2
 
 

@@ -32,6 +32,14 @@ def test_a_mask_of_the_whole_square_covers_the_source_box_when_restored(mode):
     np.testing.assert_array_equal(restored, expected)
 
 
+def test_the_border_of_a_padded_image_does_not_fade_into_what_is_restored():
+    plan = ResizePlan.of("pad", 97, 160, 64)
+    left, top, right, bottom = plan.target
+    probs = np.zeros(plan.size, np.float32)
+    probs[top:bottom, left:right] = 1
+    assert plan.restore(probs).min() == 1
+
+
 def test_without_a_side_nothing_is_resized():
     plan = ResizePlan.of("pad", 96, 160, None)
     mask = np.tri(96, 160, dtype=np.uint8)

@@ -12,7 +12,7 @@ from webdataset import filters
 from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from isicdist.data.order import BatchPlan
+from isicdist.data.order import BatchPlan, epoch_order
 from isicdist.data.planned_source import PlannedSource
 from isicdist.data.stream import Stream
 from shards import codecs
@@ -46,6 +46,16 @@ def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(spl
                 assert (np.asarray(images) == batch.images[batch.valid].permute(0, 2, 3, 1).numpy()).all()
                 assert (np.asarray(masks) == batch.masks[batch.valid][:, 0].numpy()).all()
         assert next(batches, None) is None
+
+
+def test_persistent_workers_read_the_epoch_that_is_set(split):
+    plan = BatchPlan(global_size=6, micro_size=3, world_size=1)
+    source = PlannedSource(split, plan, 0, seed=5)
+    loader = DataLoader(source, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in range(2):
+        source.epoch = epoch
+        order = epoch_order(split, seed=5, epoch=epoch)
+        assert [sample["__key__"] for sample in loader] == [split.key(index) for index in order]
 
 
 def test_a_planned_sample_is_what_webdataset_reads_from_the_tar(split):

@@ -57,4 +57,6 @@ def test_the_network_is_finite_in_half_precision_on_a_large_image(dtype):
     with torch.autocast("cpu", dtype):
         logits = model(images)
     segmentation_loss(logits, torch.ones_like(logits)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) == 90  # all but the biases before a norm
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from isicdist.network.dropout import KeyedDropout, keyed_keep
-from isicdist.network.unet import ImprovedUNet, NormAct, elementary_instance_norm
+from isicdist.network.unet import ConvBeforeNorm, ImprovedUNet, NormAct, Upsample2, elementary_instance_norm
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,28 @@ def test_norms_and_dropout_are_the_same_in_both_memory_layouts():
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
     torch.testing.assert_close(through(x), through(x.detach().contiguous(memory_format=torch.channels_last)))
+
+
+def test_a_bias_before_a_norm_would_have_no_effect(monkeypatch):
+    model, images = ImprovedUNet(base_channels=2, dropout=0.0).double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    unused = [module for module in model.modules() if isinstance(module, ConvBeforeNorm)]
+    assert len(unused) == 20
+    for module in unused:
+        assert module.bias is not None
+        torch.nn.init.normal_(module.bias)
+    logits = model(images)
+    monkeypatch.setattr(ConvBeforeNorm, "forward", nn.Conv2d.forward)
+    torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_up_sampling_that_is_compiled_is_the_same_in_the_same_layout(layout, monkeypatch):
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=layout)
+    expected = Upsample2()(x)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    found = Upsample2()(x)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -41,8 +41,7 @@ class Case:
 
     def step(self, loss: float, gradient: float) -> bool:
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
-        assert self.weight.grad is not None
-        self.weight.grad += gradient * scale
+        self.weight.grad = torch.full_like(self.weight, gradient * scale)
         self.gradients.add_loss(torch.tensor(loss))
         whole_loss = self.gradients.all_reduce()
         norm = self.gradients.clip(0.5, self.optimizer)
