@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Self, TypedDict
+from typing import NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -75,6 +75,20 @@ class Step:
 
 Decode = Callable[[int, np.ndarray, np.ndarray], None]
 """Decodes a sample, by its index, into an image (H, W, 3) and a mask (H, W)."""
+
+
+Advance = Callable[[int], None]
+"""Says how far a pass over a split has come (`Split.start_pass`)."""
+
+
+class _Planned(NamedTuple):
+    """One micro batch to come."""
+
+    advance: Advance
+    step: int
+    """Step of the epoch."""
+    indices: np.ndarray
+    """Sample indices, int64 (B,); -1 in masked slots."""
 
 
 class _Slot:
@@ -145,7 +159,7 @@ class Stream:
         """
         if split.size is None:
             raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
-        self.split, self.plan, self.rank = split, plan, rank
+        self.split, self._plan, self.rank = split, plan, rank
         self.seed, self.window, self.prefetch = seed, self._effective(window), prefetch
         self.device = torch.device(device)
         if str(self.device) == "cuda":
@@ -159,12 +173,25 @@ class Stream:
         self._pool = ThreadPoolExecutor(workers, "decode", self._begin_thread)
         self._upload = torch.cuda.Stream(self.device) if on_gpu else None
         self._slots: list[_Slot] = []
+        self._next_epoch: Generator[Batch, None, None] | None = None
+        """The batches of the next epoch, the first of which are decoded already."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._forget_next_epoch()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Division of the global batch; set another one between two epochs, or before `load_state_dict`."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: BatchPlan) -> None:
+        self._forget_next_epoch()
+        self._plan = plan
 
     @property
     def steps_per_epoch(self) -> int:
@@ -201,6 +228,7 @@ class Stream:
                 f"{state['consumed']} samples of the epoch are no whole number of steps of "
                 f"{self.plan.global_size} samples; go on with the checkpoint's batch.global_size"
             )
+        self._forget_next_epoch()
         self.epoch_number, self.consumed = state["epoch"], state["consumed"]
 
     def steps(self) -> Iterator[Step]:
@@ -208,17 +236,19 @@ class Stream:
 
         The state of the stream is behind a step as soon as its last micro batch has been processed.
         """
-        order = epoch_order(self.split, self.seed, self.epoch_number, self.window)
         first = self.consumed // self.plan.global_size
-        batches = self._batches(order, first)
+        batches, self._next_epoch = self._next_epoch or self._batches(self._orders(), first), None
         try:
             for step in range(first, self.steps_per_epoch):
-                samples = self.plan.samples_in_step(len(order), step)
+                samples = self.plan.samples_in_step(len(self.split), step)
                 yield Step(
                     start=self.state_dict(), samples=samples, micro_batches=self._micro_batches(batches, samples)
                 )
+            if not self.consumed:
+                self._next_epoch = batches
         finally:
-            batches.close()
+            if batches is not self._next_epoch:
+                batches.close()
 
     def epoch(self) -> Iterator[Batch]:
         """Yield the remaining micro batches of this epoch: `steps`, for a loop without gradient accumulation."""
@@ -232,7 +262,18 @@ class Stream:
 
     def sequential_pass(self) -> Generator[Batch, None, None]:
         """Yield every sample of the split once over all ranks, in the order of the table: for evaluation."""
-        return self._batches(np.arange(len(self.split)), 0)
+        return self._batches([np.arange(len(self.split))], 0)
+
+    def _orders(self) -> Iterator[np.ndarray]:
+        """Yield the orders of this epoch and those after it; one of a remote set, whose shards are fetched by epoch."""
+        epochs = itertools.count(self.epoch_number)
+        for epoch in itertools.islice(epochs, 1) if self.split.cached_set else epochs:
+            yield epoch_order(self.split, self.seed, epoch, self.window)
+
+    def _forget_next_epoch(self) -> None:
+        if self._next_epoch:
+            self._next_epoch.close()
+            self._next_epoch = None
 
     def _micro_batches(self, batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
         """Yield the micro batches of one step, then count its samples as consumed."""
@@ -241,41 +282,50 @@ class Stream:
         if self.consumed == len(self.split):
             self.epoch_number, self.consumed = self.epoch_number + 1, 0
 
-    def _batches(self, order: np.ndarray, first: int) -> Generator[Batch, None, None]:
-        planned = (
-            (step, indices)
-            for step in range(first, self.steps_per_epoch)
-            for indices in rank_slice(order, step, self.plan, self.rank)
-        )
-        advance = self.split.start_pass(order)
-        advance(first * self.plan.global_size)
+    def _batches(self, orders: Iterable[np.ndarray], first: int) -> Generator[Batch, None, None]:
+        """Yield this rank's micro batches in one pass over each of `orders`; of the first one from step `first` on."""
+        planned = self._planned(orders, first)
         slots = self._take_slots()
-        free, ahead = deque(slots), deque[tuple[_Slot, int, np.ndarray, list[Future[None]]]]()
+        free, ahead = deque(slots), deque[tuple[_Slot, _Planned, list[Future[None]]]]()
+
+        def fill_free_slots() -> None:
+            while free and (following := next(planned, None)) is not None:
+                slot = free.popleft()
+                ahead.append((slot, following, self._fill(slot, following.indices)))
+
+        advance: Advance | None = None
         try:
-            while True:
-                while free and (following := next(planned, None)) is not None:
-                    slot = free.popleft()
-                    ahead.append((slot, *following, self._fill(slot, following[-1])))
-                if not ahead:
-                    return
-                slot, step, indices, filling = ahead[0]
+            fill_free_slots()
+            while ahead:
+                slot, (advance, step, indices), filling = ahead[0]
                 for future in filling:
                     future.result()  # raises what the worker raised
                 ahead.popleft()
                 advance(step * self.plan.global_size)
                 images, masks, ids = slot.to_device()
+                fill_free_slots()  # not before: the workers compete with this thread for the interpreter
                 yield Batch(
                     images=images.permute(0, 3, 1, 2),  # (B, 3, H, W)
                     masks=masks[:, None],  # (B, 1, H, W)
                     indices=indices,
                     ids=ids,
-                    step_samples=self.plan.samples_in_step(len(order), step),
+                    step_samples=self.plan.samples_in_step(len(self.split), step),
                 )
                 free.append(slot)
         finally:
             wait([future for *_, filling in ahead for future in filling if not future.cancel()])
             self._slots = slots
-            advance(len(order))
+            if advance:
+                advance(len(self.split))
+
+    def _planned(self, orders: Iterable[np.ndarray], first: int) -> Iterator[_Planned]:
+        for order in orders:
+            advance = self.split.start_pass(order)
+            advance(first * self.plan.global_size)
+            for step in range(first, self.steps_per_epoch):
+                for indices in rank_slice(order, step, self.plan, self.rank):
+                    yield _Planned(advance, step, indices)
+            first = 0
 
     def _effective(self, window: int | None) -> int | None:
         """Give None for a window that covers the whole split, whose order is the same."""

@@ -32,11 +32,14 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1)
 class ConvBeforeNorm(nn.Conv2d):
     """Convolution whose bias has no effect, as an instance norm subtracts it: it is not added.
 
-    The authors' code has it, so that it is a parameter. Its gradient would be rounding, which Adam turns into steps.
+    The authors' code has it, so that it is a parameter, but not a trained one: its gradient would be rounding, which
+    Adam turns into steps.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+        assert self.bias is not None
+        self.bias.requires_grad_(False)  # or torch's DDP would wait for its gradient
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, h, w)."""

@@ -39,11 +39,11 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 def read_epoch(split: Split, cache: DecodedCache | None, world: int = 1, rank: int = 0) -> dict[int, bytes]:
-    """The pixels of each sample of an epoch, image and mask."""
+    """The pixels of each sample, image and mask; of an epoch, some of the next one would be read ahead."""
     plan = BatchPlan(global_size=8, micro_size=4, world_size=world)
     pixels = {}
     with Stream(split, plan, rank, decoded=cache) as stream:
-        for batch in stream.epoch():
+        for batch in stream.sequential_pass():
             for place in np.flatnonzero(batch.valid):
                 image, mask = batch.images[place].contiguous().numpy(), batch.masks[place].numpy()
                 pixels[int(batch.indices[place])] = image.tobytes() + mask.tobytes()

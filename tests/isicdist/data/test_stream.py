@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from isicdist.data.order import MASKED, BatchPlan
+from isicdist.data.order import MASKED, BatchPlan, epoch_order
 from isicdist.data.stream import Batch, Stream, StreamState
 from isicdist.errors import CheckpointError
 from shards import format, layout
@@ -243,6 +244,28 @@ def test_what_a_slot_held_is_not_overwritten_by_the_next_pass(split):
         first = next(second)
         for place in np.flatnonzero(first.valid):
             assert (first.images[place].permute(1, 2, 0).numpy() == split.image(first.indices[place])).all()
+
+
+def test_the_first_batches_of_the_next_epoch_are_decoded_ahead(split, monkeypatch):
+    read: list[int] = []
+    sample = Split.sample
+
+    def counted(self: Split, number: int, image: np.ndarray, mask: np.ndarray) -> None:
+        read.append(number)
+        sample(self, number, image, mask)
+
+    monkeypatch.setattr(Split, "sample", counted)
+    with open_stream(split, prefetch=2) as stream:
+        for step in stream.steps():
+            list(step)
+        deadline = time.monotonic() + 20
+        while len(read) < len(split) + 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        following = epoch_order(split, 5, 1)
+        assert sorted(read[len(split) :]) == sorted(following[:4].tolist())
+        stream.load_state_dict({**stream.state_dict(), "epoch": 3})  # and they are forgotten
+        first = next(stream.epoch())
+        assert first.indices[first.valid].tolist() == epoch_order(split, 5, 3)[: first.valid.sum()].tolist()
 
 
 def test_slots_serve_every_pass(split):
