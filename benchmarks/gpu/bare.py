@@ -25,12 +25,14 @@ import torch
 from benchmarks.gpu.rows import Outcome, emit, run_row
 from benchmarks.train_step import channels_last, plain_dropout
 from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig, load_recipe
+from isicdist.data import augment as augmentation
 from isicdist.data.stream import Batch, Step
 from isicdist.distributed.gradients import Gradients
 from isicdist.network.unet import ImprovedUNet
 from isicdist.train import Trainer
 
 ROUNDS = 3
+TRANSFORM = augmentation.transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class Variant:
     dropout: Literal["keyed", "torch", "none"] = "keyed"
     augment: bool = True
     layout: Literal["default", "channels last"] = "default"
-    compile: Literal["no", "yes", "CUDA graphs"] = "no"
+    compile: Literal["no", "yes", "few buffers", "augmentation", "CUDA graphs"] = "no"
+    """few buffers: have inductor compute again what it would keep in float32 between two kernels; augmentation: compile
+    that, too."""
     cudnn_benchmark: bool = False
 
     @property
@@ -56,7 +60,7 @@ class Variant:
         changes += [] if self.dropout == "keyed" else [f"{self.dropout} dropout"]
         changes += [] if self.augment else ["no augmentation"]
         changes += [] if self.layout == "default" else [self.layout]
-        changes += {"no": [], "yes": ["compiled"], "CUDA graphs": ["compiled, CUDA graphs"]}[self.compile]
+        changes += {"no": [], "yes": ["compiled"]}.get(self.compile, [f"compiled, {self.compile}"])
         changes += ["cudnn.benchmark"] if self.cudnn_benchmark else []
         return f"bare step, {self.batch} x {self.side}, {', '.join(changes)}"
 
@@ -76,6 +80,9 @@ FIRST = [
 _OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
 OTHERS = [
     dataclasses.replace(COMPILED, layout="channels last"),
+    dataclasses.replace(COMPILED, layout="channels last", compile="few buffers"),
+    dataclasses.replace(COMPILED, compile="augmentation"),
+    dataclasses.replace(COMPILED, compile="few buffers"),
     *(Variant(batch=batch, side=side) for batch, side in _OTHER_SHAPES),
     dataclasses.replace(BASE, cudnn_benchmark=True),
     dataclasses.replace(BASE, dropout="torch"),
@@ -115,6 +122,7 @@ class BareStep:
         self._steps.close()  # pyright: ignore[reportAttributeAccessIssue]
         self.trainer.stream.__exit__()
         del self.trainer, self.batch
+        augmentation.transform = TRANSFORM
         torch._dynamo.reset()
         gc.collect()
         if torch.cuda.is_available():
@@ -130,6 +138,11 @@ class BareStep:
             trainer.gradients = Gradients(trainer.model.parameters(), trainer.accelerator)  # of the weights' layout
         if variant.compile == "CUDA graphs":
             trainer.prepared_model.compile(mode="reduce-overhead", dynamic=False)
+        if variant.compile == "few buffers":
+            options = {"realize_reads_threshold": 8, "realize_opcount_threshold": 100}
+            trainer.prepared_model.compile(dynamic=False, options=options)
+        if variant.compile == "augmentation":
+            augmentation.transform = torch.compile(TRANSFORM, dynamic=False)
 
 
 def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
@@ -142,7 +155,7 @@ def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
         augment=AugmentConfig(
             **load_recipe("isic2018-128")["augment"] | {"enabled": variant.augment, "progressive_resize_fraction": 0.0}
         ),
-        compile="on" if variant.compile == "yes" else "off",
+        compile="on" if variant.compile in ("yes", "augmentation") else "off",
         epochs=10**6,
     )
     cuda = torch.cuda.is_available()

@@ -32,7 +32,7 @@ _CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
-class _Parameters(NamedTuple, Generic[Array]):
+class Parameters(NamedTuple, Generic[Array]):
     """Parameters of each sample of a batch, on the host or on the device."""
 
     theta: Array
@@ -59,14 +59,21 @@ def augment(
     reflected at their borders.
     """
     parameters = _upload(_draw_parameters(keys, config), images)
-    grid = _sampling_grid(parameters, config, (side, side) if side else images.shape[2:])  # (B, H, W, 2)
+    return transform(images, masks, parameters, config, (side, side) if side else images.shape[2:])
+
+
+def transform(
+    images: Tensor, masks: Tensor, parameters: Parameters[Tensor], config: AugmentConfig, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Do the part of `augment` that runs on the device, without any random number; (H, W) = `size` of the result."""
+    grid = _sampling_grid(parameters, config, size)  # (B, H, W, 2)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     masks_float = masks.to(images.dtype)
     resampled = F.grid_sample(masks_float, grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return _jitter_colours(images, parameters), resampled.to(masks.dtype)
 
 
-def _draw_parameters(keys: np.ndarray, config: AugmentConfig) -> _Parameters[np.ndarray]:
+def _draw_parameters(keys: np.ndarray, config: AugmentConfig) -> Parameters[np.ndarray]:
     """Draw the parameters of each sample on the host, float64: a pure function of its key."""
     draws = uniforms(keys, _DRAWS)  # (B, _DRAWS)
     rotation, scale, symmetry, contrast, brightness, gamma, hue, saturation = draws[:, :_SCALARS].T  # (B,) each
@@ -86,7 +93,7 @@ def _draw_parameters(keys: np.ndarray, config: AugmentConfig) -> _Parameters[np.
     distance = _log_uniform(saturation, config.saturation)[:, None, None]
     colour = _GREY + distance * (np.cos(hue_angle) * (np.eye(3) - _GREY) + np.sin(hue_angle) * _CROSS)
     contrast_factor = _log_uniform(contrast, config.contrast)
-    return _Parameters(
+    return Parameters(
         theta=theta,
         points=2 * config.elastic * normal.reshape(-1, 2, ELASTIC_GRID, ELASTIC_GRID),
         contrast=contrast_factor,
@@ -96,14 +103,14 @@ def _draw_parameters(keys: np.ndarray, config: AugmentConfig) -> _Parameters[np.
     )
 
 
-def _upload(parameters: _Parameters[np.ndarray], like: Tensor) -> _Parameters[Tensor]:
+def _upload(parameters: Parameters[np.ndarray], like: Tensor) -> Parameters[Tensor]:
     """Upload the parameters to the device and in the dtype of `like`, by one copy."""
     flat = np.concatenate([array.reshape(len(array), -1) for array in parameters], axis=1)
     columns = upload(flat, like.device, like.dtype).split([array[0].size for array in parameters], dim=1)
-    return _Parameters(*(column.reshape(array.shape) for array, column in zip(parameters, columns, strict=True)))
+    return Parameters(*(column.reshape(array.shape) for array, column in zip(parameters, columns, strict=True)))
 
 
-def _sampling_grid(parameters: _Parameters[Tensor], config: AugmentConfig, size: Sequence[int]) -> Tensor:
+def _sampling_grid(parameters: Parameters[Tensor], config: AugmentConfig, size: Sequence[int]) -> Tensor:
     """Compute the source (x, y) of each pixel of the result, (H, W) = `size`: (B, H, W, 2) in [-1, 1]."""
     theta = parameters.theta
     grid = F.affine_grid(theta, [len(theta), 1, *size], align_corners=False)  # (B, H, W, 2)
@@ -113,7 +120,7 @@ def _sampling_grid(parameters: _Parameters[Tensor], config: AugmentConfig, size:
     return grid + shift.permute(0, 2, 3, 1)
 
 
-def _jitter_colours(images: Tensor, parameters: _Parameters[Tensor]) -> Tensor:
+def _jitter_colours(images: Tensor, parameters: Parameters[Tensor]) -> Tensor:
     """Apply hue, saturation, contrast and brightness as one affine map of the three channels, then gamma."""
     mean = images.mean(dim=(1, 2, 3))  # (B,): contrast does not change it
     offset = mean * (1 - parameters.contrast) + parameters.brightness

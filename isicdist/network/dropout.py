@@ -100,8 +100,8 @@ def _cached_element_hash(shape: torch.Size, stride: tuple[int, ...], device: tor
 
 @torch.library.custom_op("isicdist::keyed_keep", mutates_args=())
 def _opaque_keyed_keep(keys: Tensor, layer: int, sample: Tensor, p: float) -> Tensor:
-    """Draw as `keyed_keep`, as one operator that inductor does not look into."""
-    return keyed_keep(keys, layer, sample, p)
+    """Draw as `keyed_keep`, as one operator that inductor does not look into; contiguous in any memory layout."""
+    return keyed_keep(keys, layer, sample, p).contiguous()
 
 
 @_opaque_keyed_keep.register_fake
