@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import importlib
 import os
 import shutil
 import signal
@@ -53,7 +55,11 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
     # accelerate hands on only what differs from its defaults, and 600 s is one of them.
     limit = timedelta(seconds=timeout, milliseconds=1)
     handler = InitProcessGroupKwargs(timeout=limit, init_method=init_method(os.environ))
+    # Imported after the process group is made, as torch._dynamo does, its functions hold the group as a default argument:
+    # gloo's threads then outlive the group, and the process may abort at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     state = PartialState(cpu=cpu, **handler.to_kwargs())
+    atexit.register(_destroy_gloo_group)
     publish_host()
     precision = launched.mixed_precision
     if cpu and precision == "bf16" and probe_cpu:
@@ -70,6 +76,12 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
     for line in _precision_notes(launched, accelerator):
         accelerator.on_main_process(print)(line, file=sys.stderr)
     return accelerator
+
+
+def _destroy_gloo_group() -> None:
+    """End gloo's threads, which may abort a process that ends by an error. NCCL would wait for other ranks."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
 
 
 def _check_devices(launched: LaunchEnvironment, *, cpu: bool) -> None:

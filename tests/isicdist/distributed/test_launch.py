@@ -27,6 +27,33 @@ def test_accelerate_cpu_that_starts_one_process_for_two_is_refused_for_real(pyth
     assert not (tmp_path / "run").exists()
 
 
+THREADS_AT_THE_END = """
+import atexit, os, pathlib, sys
+def names():
+    return sorted(path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm"))
+atexit.register(lambda: os.write(1, f"{names()}\\n".encode()))
+from isicdist.distributed import launch
+accelerator = launch.start()
+import torch._dynamo  # as building a network does
+if sys.argv[1] == "well":
+    accelerator.end_training()
+    os.write(1, f"{names()}\\n".encode())
+else:
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["well", "badly"])
+def test_no_thread_of_gloo_is_left_at_the_end_of_a_process(python, tmp_path, end):
+    """Or the process may abort ("terminate called without an active exception"), and the launcher kills the others."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS_AT_THE_END)
+    done = python(script, end, processes=2, anew=True)
+    lists = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lists) == (4 if end == "well" else 2), done.stderr
+    assert not any("gloo" in line for line in lists)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_a_cpu_computes_in_the_precision_that_is_faster_on_it(python, precision):
     program = f"""

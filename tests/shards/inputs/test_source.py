@@ -22,7 +22,6 @@ class FailingFileSystem(MemoryFileSystem):
     """Fails `failures` times, as a server does that is lost, for paths that contain `word`."""
 
     protocol = "failing"
-    cachable = False
     word: ClassVar = ""
     failures: ClassVar = 0
 
