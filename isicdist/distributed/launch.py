@@ -55,8 +55,8 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
     # accelerate hands on only what differs from its defaults, and 600 s is one of them.
     limit = timedelta(seconds=timeout, milliseconds=1)
     handler = InitProcessGroupKwargs(timeout=limit, init_method=init_method(os.environ))
-    # Imported after the process group is made, as torch._dynamo does, its functions hold the group as a default argument:
-    # gloo's threads then outlive the group, and the process may abort at its end.
+    # Imported later, as torch._dynamo does, its functions would hold the process group as a default argument: gloo's
+    # threads would outlive the group, and may abort the process at its end.
     importlib.import_module("torch.distributed.nn.functional")
     state = PartialState(cpu=cpu, **handler.to_kwargs())
     atexit.register(_destroy_gloo_group)
