@@ -95,7 +95,7 @@ class Trainer:
         self.ema = Ema(self.model, config.optim.ema_decay)
         groups = parameter_groups(self.model, config.optim.weight_decay)
         adam = torch.optim.Adam(groups, lr=config.optim.lr, fused=True)
-        self.lock = RunLock()
+        self.lock = RunLock(run)
         found = find_checkpoint(run, self.record, self.accelerator, self.lock)
         if found:
             restore_weights(found, self.model, self.ema.model, adam)
@@ -149,7 +149,7 @@ class Trainer:
     def run(self) -> DiceSummary | None:
         """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""
         state, config = self.state, self.config
-        with self.stream, self.stop_signal, self._open_tracker() as self.tracker, self.writer:
+        with self.lock, self.stream, self.stop_signal, self._open_tracker() as self.tracker, self.writer:
             self._make_up_for_pending_evaluation()
             self.meter.reset()
             self.first_step_since = time.perf_counter()
@@ -186,7 +186,6 @@ class Trainer:
                 evaluations = state.early_stopping.evals_since_best
                 self.tracker.note(f"no better score in {evaluations} evaluations: ended at step {state.step}")
         self.accelerator.end_training()
-        self.lock.release()
         return self.last_summary
 
     def forward_backward(self, batch: Batch) -> None:

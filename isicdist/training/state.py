@@ -140,27 +140,41 @@ class TrainState:
 class RunLock:
     """Lock of a run's folder (fcntl, a file RUN/.lock), so that no two jobs train in it at once.
 
-    It is held until `release`, or until the process has ended in any way.
+    Once acquired, it is held to the end of a block with it as a context, or of the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        """Prepare the lock of the folder `run`."""
+        self._run, self._path = run, run / ".lock"
         self._descriptor: int | None = None
 
-    def acquire(self, run: Path) -> None:
+    def acquire(self) -> None:
         """Make the folder and lock it, where its file system can. Raises UsageError when another process holds it."""
-        run.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(run / ".lock", os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UsageError(f"{run}: another process trains in it; wait for its end or give another --run") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        self._run.mkdir(parents=True, exist_ok=True)
+        while True:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._path.stat().st_ino == os.fstat(self._descriptor).st_ino:
+                    return
+            except (BlockingIOError, PermissionError) as error:
+                raise UsageError(
+                    f"{self._run}: another process trains in it; wait for its end or give another --run"
+                ) from error
+            except FileNotFoundError:
+                pass  # the process that held it has ended since, and deleted the file: try again
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    return
                 raise
+            os.close(self._descriptor)
 
-    def release(self) -> None:
-        """Unlock the folder, on the process that has locked it."""
-        if self._descriptor is not None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:  # on the main process
+            self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -177,7 +191,7 @@ def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator, lock
     answer: Checkpoint | Exception | None = None
     if accelerator.is_main_process:
         try:
-            lock.acquire(run)
+            lock.acquire()
             answer = _choose(run, record)
         except (ToolkitError, OSError) as error:
             answer = error

@@ -57,7 +57,7 @@ def run(folder: Path) -> None:
         path = folder / f"{case}-{rank}"
         if rank == 0 or case == "other":
             save(path, 1 + rank, record)
-        found = find_checkpoint(path, record, accelerator, RunLock())
+        found = find_checkpoint(path, record, accelerator, RunLock(path))
         assert found
         model, adam = build(0)
         restore_weights(found, model, model, adam)

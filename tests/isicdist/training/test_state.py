@@ -55,12 +55,12 @@ def test_a_restart_by_the_launcher_does_not_undo_a_stop_signal(tmp_path, monkeyp
     accelerator = Accelerator(cpu=True)
     record = RunRecord.of(TrainConfig(), "digest", accelerator)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert find_checkpoint(tmp_path, record, accelerator, RunLock()) is None  # of a crash: it begins again
+    assert find_checkpoint(tmp_path, record, accelerator, RunLock(tmp_path)) is None  # of a crash: it begins again
     (tmp_path / REQUEUE_NAME).touch()
     with pytest.raises(StoppedError, match="--max_restarts does not undo"):
-        find_checkpoint(tmp_path, record, accelerator, RunLock())
+        find_checkpoint(tmp_path, record, accelerator, RunLock(tmp_path))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert find_checkpoint(tmp_path, record, accelerator, RunLock()) is None
+    assert find_checkpoint(tmp_path, record, accelerator, RunLock(tmp_path)) is None
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
@@ -73,11 +73,12 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(UsageError, match="another process trains in it"):
-            find_checkpoint(tmp_path, record, accelerator, RunLock())
+            find_checkpoint(tmp_path, record, accelerator, RunLock(tmp_path))
         other.kill()
-    lock = RunLock()
-    assert find_checkpoint(tmp_path, record, accelerator, lock) is None
-    lock.release()
+    with RunLock(tmp_path) as lock:
+        assert find_checkpoint(tmp_path, record, accelerator, lock) is None
+        assert (tmp_path / ".lock").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranks_need_not_be_on_the_same_device_nor_have_the_same_environment():
