@@ -119,8 +119,8 @@ class UpSampling(nn.Sequential):
 class ImprovedUNet(nn.Module):
     """The Improved UNet: normalised images (B, in_channels, H, W) -> logits (B, out_channels, H, W).
 
-    With the defaults it has the shape of the paper's: 3,205,715 parameters, 30 convolutions, 25 instance norms. The biases
-    of the convolutions before a norm are among them, but not trained.
+    With the defaults it has the shape of the paper's: 3,205,715 parameters, 30 convolutions, 25 instance norms; the
+    biases before a norm are parameters that are not trained.
     """
 
     def __init__(
