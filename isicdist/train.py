@@ -43,14 +43,7 @@ from isicdist.training.meter import TrainMeter
 from isicdist.training.micro_batch import OomGuard, evaluation_micro_size, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
-from isicdist.training.state import (
-    REQUEUE_NAME,
-    RunLock,
-    RunRecord,
-    TrainState,
-    find_checkpoint,
-    restore_weights,
-)
+from isicdist.training.state import REQUEUE_NAME, RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion
@@ -150,7 +143,7 @@ class Trainer:
         """Train to the end; returns the last evaluation. Raises StoppedError after a signal, with a checkpoint."""
         state, config = self.state, self.config
         with self.lock, self.stream, self.stop_signal, self._open_tracker() as self.tracker, self.writer:
-            self._make_up_for_pending_evaluation()
+            self._resume()
             self.meter.reset()
             self.first_step_since = time.perf_counter()
             while not self.finished:
@@ -362,8 +355,8 @@ class Trainer:
         record = {**self.record.to_json(), "dataset": self.shards.describe()}
         return Tracker.open(self.run_folder, record, main=main, total_steps=self.total_steps)
 
-    def _make_up_for_pending_evaluation(self) -> None:
-        """Take up a run where its checkpoint stands: its log, and an evaluation that a signal interrupted."""
+    def _resume(self) -> None:
+        """Resume where the checkpoint stands: the log, and an evaluation that a signal interrupted; or begin."""
         self.tracker.truncate_after(self.state.step, evaluated=not self.state.eval_pending)
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
         for split in (self.train_split, self.val_split):
@@ -371,7 +364,7 @@ class Trainer:
                 self.tracker.note(f"warning: {line}")
         if self.resumed_from:
             self.tracker.note(f"resumed from {self.resumed_from}, step {self.state.step} of {self.total_steps}")
-        if self.finished:
+        if self.state.step >= self.total_steps:
             self.tracker.note("nothing is left to train; more --epochs or --steps would go on")
         if self.state.eval_pending and not self.evaluate():
             raise self.stopped()
