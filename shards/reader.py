@@ -51,6 +51,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The workers of a DataLoader that are not forked (Python 3.14's default) map the shards anew.
+        return self.__dict__ | {"_maps": {}}
+
     @property
     def location(self) -> str:
         """The folder or URL of the set, for messages."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def load(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    return vars(importlib.import_module(f"examples.{name}"))
 
 
 def test_the_readme_lists_every_example():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.conftest import full_only, kill_with_ranks
@@ -102,8 +103,7 @@ def test_a_signal_on_one_of_two_ranks_stops_both_and_the_run_goes_on(shard_set, 
     launch += ["--main_process_port", "0", "--mixed_precision", "no"]
     train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
     process = started([sys.executable, *launch, *train])
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
+    max(psutil.Process(process.pid).children(), key=lambda rank: rank.pid).send_signal(signal.SIGUSR1)
     _, errors = process.communicate(timeout=60)
     steps = set(re.findall(r"rank \d: stopped by a signal after step (\d+)", errors))
     assert steps == {str(last_checkpoint(run))}, errors
@@ -125,8 +125,7 @@ def test_max_restarts_restarts_no_run_that_a_signal_has_stopped(shard_set, tmp_p
     launch += ["--main_process_port", "0", "--mixed_precision", "no", "--max_restarts", "1", "--monitor_interval", "1"]
     train = ("-m", "isicdist", "train", "--data", str(shard_set), "--run", str(run), *WORDS)
     process = started([sys.executable, *launch, *train])
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(max(int(pid) for pid in ranks.stdout.split()), signal.SIGUSR1)
+    max(psutil.Process(process.pid).children(), key=lambda rank: rank.pid).send_signal(signal.SIGUSR1)
     output, errors = process.communicate(timeout=90)
     assert set(re.findall(r"rank (\d): .*: stopped by a signal in this launch", errors)) == {"0", "1"}, errors
     assert "resumed from" not in output

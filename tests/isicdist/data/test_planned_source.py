@@ -48,6 +48,13 @@ def test_a_webdataset_pipeline_over_the_plan_gives_the_samples_of_the_stream(spl
         assert next(batches, None) is None
 
 
+def test_workers_that_are_not_forked_read_the_planned_order(split):
+    split.image(0)  # maps a shard, and a map cannot be pickled
+    source = PlannedSource(split, BatchPlan(global_size=6, micro_size=3, world_size=1), 0, seed=5)
+    loader = DataLoader(source, batch_size=None, num_workers=1, multiprocessing_context="forkserver")
+    assert [sample["__key__"] for sample in loader] == [split.key(index) for index in epoch_order(split, 5, 0)]
+
+
 def test_persistent_workers_read_the_epoch_that_is_set(split):
     plan = BatchPlan(global_size=6, micro_size=3, world_size=1)
     source = PlannedSource(split, plan, 0, seed=5)

@@ -154,6 +154,7 @@ def test_the_failure_of_another_rank_ends_in_more_rows_than_the_display_erases(m
     terminal = attach_terminal(monkeypatch)
     monkeypatch.setattr(sys, "__stderr__", terminal)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored after the test
+    monkeypatch.setenv("PYTHON_COLORS", "0")  # Python 3.13 and newer
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     app = create_app(name="fails", help="")
