@@ -41,10 +41,10 @@ from torch import Tensor, distributed
 from torchmetrics.segmentation import DiceScore  # pyright: ignore[reportMissingImports]
 
 from isicdist.distributed import launch as processes
-from isicdist.evaluate import Metric, score
 from isicdist.metrics.dice import DiceReduction, per_image_scores
 from isicdist.metrics.thresholds import ThresholdReduction
 from isicdist.network.segmenter import load_model
+from isicdist.training.scoring import Metric, score
 from shards.reader import ShardSet
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -152,8 +152,8 @@ def evaluate(
 
     if split and fold:
         raise UsageError("--split and --fold: give one of the two; a fold is a part of train and val")
-    held_out = Fold.parse(fold) if fold else None
-    result = command(models, data, split or "test", fold=held_out, metadata=metadata, tta=tta, exclude=exclude, out=out)
+    scored = Fold.parse(fold) if fold else split or "test"
+    result = command(models, data, scored, metadata=metadata, tta=tta, exclude=exclude, out=out)
     if result is None:  # a process that is not the main one
         return
     results, out = result

@@ -292,6 +292,11 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+def precision_name(mixed_precision: str) -> str:
+    """Name a precision of accelerate as people do: float32, bf16 or fp16."""
+    return "float32" if mixed_precision == "no" else mixed_precision
+
+
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a config to dotted names; settings of version 0.1 get the names of today."""
     return {RENAMED_SETTINGS.get(name, name): value for name, value in _flat(config, "")}

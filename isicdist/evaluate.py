@@ -5,155 +5,48 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from rich.progress import Progress
-from torch import Tensor, nn
 
-from isicdist.config import Fold, Tta
-from isicdist.data.decoded_cache import DecodedCache
-from isicdist.data.folds import POOLED_SPLITS, open_fold
-from isicdist.data.order import BatchPlan
-from isicdist.data.stream import Stream
+from isicdist.config import Fold, Tta, precision_name
+from isicdist.data.folds import POOLED_SPLITS, merged_groups, open_fold
 from isicdist.distributed import launch
 from isicdist.distributed.agree import raise_on_lost_rank
-from isicdist.errors import CheckpointError, StoppedError, TrainingError
+from isicdist.errors import CheckpointError
 from isicdist.metrics.dice import DEFAULT_THRESHOLD, SCORE_NAMES, DiceReduction, DiceSummary, per_image_scores
-from isicdist.metrics.examples import EXAMPLES_FOLDER, Example, select_examples, write_examples
+from isicdist.metrics.examples import EXAMPLES_FOLDER, Example, Predictor, select_examples, write_examples
 from isicdist.metrics.original import OriginalReduction, has_originals
 from isicdist.metrics.results import Exclusions, Results, Subgroups, ThresholdScores
-from isicdist.metrics.thresholds import ThresholdCurve, ThresholdReduction
+from isicdist.metrics.summary import Relation
+from isicdist.metrics.thresholds import ThresholdReduction
 from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
-from isicdist.network.ensemble import load_ensemble
-from isicdist.network.normalise import normalise, to_unit
-from isicdist.training.micro_batch import evaluation_micro_size, is_out_of_memory
+from isicdist.network.ensemble import Ensemble, load_ensemble
+from isicdist.network.segmenter import InputSpec, Segmenter
+from isicdist.training.scoring import Metric, score
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker
 from shards import format
 from shards.errors import ShardSetError, UsageError
 from shards.mask_statistics import mask_warnings
 from shards.reader import ShardSet, Split
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-Predictor = Callable[[Tensor], Tensor]
-"""Function that returns probabilities (B, 1, H, W) float32 in [0, 1] for images (B, 3, H, W) uint8."""
-
-
-class Metric(Protocol):
-    """Metric that accumulates batches, such as `DiceReduction`; it ignores the arguments that it does not need."""
-
-    def update(self, probs: Tensor, masks: Tensor, ids: Tensor, valid: Tensor) -> None:
-        """Count one batch: probs and masks (B, 1, H, W), indices of samples (B,), slots that hold one (B,) bool."""
-        ...
-
-
-@torch.inference_mode()
-def score(
-    predictor: Predictor,
-    split: Split,
-    accelerator: Accelerator,
-    *,
-    micro_size: int | None = None,
-    workers: int = 2,
-    progress: Callable[[int], None] = lambda done: None,
-    metrics: Sequence[Metric] = (),
-    decoded: DecodedCache | None = None,
-) -> DiceSummary:
-    """Compute the exact scores at 0.5 and the network's resolution. Every rank must call it; all get the same.
-
-    `micro_size`: images of one forward pass on one rank (None: `evaluation_micro_size`). `workers`: decoding
-    threads of this rank. `progress`: called after each batch with the number of images that all ranks have evaluated so
-    far. `metrics`: further metrics to update with every batch; the caller reduces them. `decoded`: cache of the decoded
-    samples of `split`.
-    Raises ShardSetError for data that cannot be read, ValueError when `predictor` returns logits, TrainingError when it
-    is out of memory.
-    """
-    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
-    micro_size = micro_size or evaluation_micro_size("auto", split.size or 1, device)
-    plan = BatchPlan(global_size=micro_size * world, micro_size=micro_size, world_size=world)
-    dice = DiceReduction(expected=len(split), threshold=DEFAULT_THRESHOLD)
-    with Stream(split, plan, rank, workers=workers, device=device, decoded=decoded) as stream:
-        done = 0
-        for batch in stream.sequential_pass():
-            try:
-                probs = predictor(batch.images)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise TrainingError(
-                    f"out of memory with {micro_size} images of {split.name} at once: evaluate in bf16, on a device "
-                    "with more memory or, in training, with a smaller --batch.micro-size"
-                ) from error
-            for metric in (dice, *metrics):
-                metric.update(probs, batch.masks, batch.ids, batch.valid)
-            done += batch.step_samples
-            progress(done)
-    return dice.reduce(accelerator)
-
-
-def validate(
-    network: nn.Module,
-    split: Split,
-    accelerator: Accelerator,
-    *,
-    micro_size: int,
-    workers: int = 2,
-    decoded: DecodedCache | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[DiceSummary, ThresholdCurve]:
-    """Evaluate a network in training: the scores at 0.5, and the pooled scores at every threshold.
-
-    Every rank must call it; all get the same. `network` maps normalised images to logits; it is put in evaluation mode.
-    `micro_size`, `workers`, `decoded` and `progress` are those of `score`.
-    Raises StoppedError on every rank when `stop`, called before each batch, returns True (on all ranks alike).
-    """
-
-    def predict_unless_stopped(images: Tensor) -> Tensor:
-        if stop():
-            raise StoppedError(f"stopped in the middle of an evaluation of {split.name}")
-        return predict_probs(network, images)
-
-    thresholds = ThresholdReduction(accelerator.device)
-    network.eval()
-    summary = score(
-        predict_unless_stopped,
-        split,
-        accelerator,
-        micro_size=micro_size,
-        workers=workers,
-        progress=progress,
-        metrics=[thresholds],
-        decoded=decoded,
-    )
-    return summary, thresholds.reduce(accelerator)
-
-
-def predict_probs(network: nn.Module, images: Tensor) -> Tensor:
-    """Predict probabilities (B, 1, H, W) float32 for images (B, 3, H, W) uint8 by a network in evaluation mode."""
-    return network(normalise(to_unit(images))).float().sigmoid()
-
 
 @raise_on_lost_rank()
 def evaluate(
     checkpoint: Path | Sequence[Path],
     data: str,
-    split_name: str,
+    scored: str | Fold,
     *,
-    fold: Fold | None = None,
     metadata: str | None = None,
     tta: Tta = "off",
     exclude: Path | None = None,
     out: Path | None = None,
 ) -> tuple[Results, Path] | None:
-    """Score RUN/best on a split, or on the held-out images of a fold, and write RUN/evaluation/<split>/.
+    """Score RUN/best on the split `scored`, or on the held-out images of a fold, and write RUN/evaluation/<split>/.
 
     Returns the results and that folder; None on all ranks but the main one. Scores are computed at 0.5 and at the
     model's own threshold, at the network's resolution and, where the split carries the original masks, at the original
@@ -162,18 +55,21 @@ def evaluate(
     model is scored alone, too. `metadata`: FILE.csv:COLUMN; the images of each value are scored as a subgroup, too.
     `tta`: test-time augmentation that the probabilities are averaged over. `exclude`: a table of `shards.exclusions`;
     the scores without its images are added. `out`: the folder to write instead, needed for several runs.
-    Raises CheckpointError for a model that is missing, damaged, trained on another size or that outputs NaN,
-    ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for another mistake of the user.
+    Raises CheckpointError for a model that is missing, damaged, trained on images of another size or resize mode, or
+    that outputs NaN, ShardSetError for a set that is incomplete, damaged or has no masks, UsageError for a split of
+    which the model has seen images in training and for another mistake of the user.
     """
     runs = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint)
     if out is None and len(runs) > 1:
         raise UsageError("--ensemble of several runs: give --out, the folder for the scores")
     accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
     ensemble = load_ensemble(runs)
+    label, shards = ", ".join(map(str, runs)), ShardSet.open(data)
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
-        _check_unseen(member.metadata, fold.name if fold else split_name, name)
-    label = ", ".join(map(str, runs))
-    split = open_scored_split(data, split_name, fold, ensemble.input_spec.size, label)
+        _check_split_name(member.metadata, scored.name if isinstance(scored, Fold) else scored, name)
+    split = open_fold(shards, scored)[1] if isinstance(scored, Fold) else shards.split(scored)
+    check_scored(split, shards, ensemble.input_spec, label)
+    relation = relate(ensemble, split)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     exclusions = Exclusions.read(exclude, split) if exclude else None
     ensemble.prepare(accelerator)
@@ -184,7 +80,7 @@ def evaluate(
     passes = 1 + (len(ensemble.members) if len(ensemble.members) > 1 else 0)
     with ExitStack() as opened:
         bar = opened.enter_context(Progress(disable=not (accelerator.is_main_process and sys.stdout.isatty())))
-        task = bar.add_task(f"evaluate {split_name}", total=passes * len(split))
+        task = bar.add_task(f"evaluate {split.name}", total=passes * len(split))
         original = None
         if has_originals(split):
             original = opened.enter_context(OriginalReduction(split, thresholds=thresholds, workers=workers))
@@ -204,8 +100,12 @@ def evaluate(
         original_default, original_tuned = original.reduce(accelerator) if original else (None, None)
         results = Results(
             split=split,
+            groups=merged_groups(shards, split),
             step=max(member.metadata.step for member in ensemble.members),
             tta=tta,
+            relation=relation,
+            precision=precision_name(accelerator.mixed_precision),
+            models=tuple(member.metadata.sha256 for member in ensemble.members),
             at_default=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=original_default),
             at_tuned=ThresholdScores(
                 threshold=ensemble.threshold, network=tuned.reduce(accelerator), original=original_tuned
@@ -222,7 +122,7 @@ def evaluate(
     accelerator.end_training()  # a process that ends with its group still up may abort
     if results.curve.undefined:
         raise CheckpointError(
-            f"{label}: {results.curve.undefined} pixels of split {split_name} get no probability (NaN): "
+            f"{label}: {results.curve.undefined} pixels of split {split.name} get no probability (NaN): "
             "the network overflows; launch with --mixed_precision no or bf16, or train again"
         )
     if not accelerator.is_main_process:
@@ -257,8 +157,8 @@ def _log_to_dashboards(run: Path, results: Results, examples: Sequence[Example])
         tracker.log_evaluation(metrics, lambda: details)
 
 
-def _check_unseen(model: ModelMetadata, split: str, checkpoint: str) -> None:
-    """Raise UsageError for a held-out score on images that the model was trained on."""
+def _check_split_name(model: ModelMetadata, split: str, checkpoint: str) -> None:
+    """Raise UsageError for a held-out score on a split, of the set of the model, that it was trained on."""
     validated = model.score.split
     if split == validated or (split not in POOLED_SPLITS and not split.startswith("fold_")):
         return
@@ -272,24 +172,61 @@ def _check_unseen(model: ModelMetadata, split: str, checkpoint: str) -> None:
         )
 
 
-def open_scored_split(data: str, name: str, fold: Fold | None, size: int, checkpoint: str) -> Split:
-    """Open a split that can be scored: images of `size` pixels, at least one, each with its mask and its own key."""
-    shards = ShardSet.open(data)
-    split = open_fold(shards, fold)[1] if fold else shards.split(name)
-    if shards.size != size:
+def relate(ensemble: Ensemble, split: Split) -> Relation:
+    """Find out how the models, of which one that has seen more decides, relate to the images of a split.
+
+    Raises UsageError for images of another split than train, in another shard set, that a model was trained on.
+    """
+    found: set[Relation] = set()
+    for name, member in zip(ensemble.names, ensemble.members, strict=True):
+        trained = member.seen.count_trained(split) if member.seen else 0
+        if trained and split.name != "train":
+            raise UsageError(
+                f"{name}: trained on {trained} of the {len(split)} images of {split.name} in {split.location}, as they "
+                "were in the split train of another set; score images that it has not seen"
+            )
+        found.add(_relation(member, split, trained))
+    by_severity: tuple[Relation, ...] = ("trained on", "chosen on", "unknown", "held out")
+    return next(relation for relation in by_severity if relation in found)
+
+
+def _relation(member: Segmenter, split: Split, trained: int) -> Relation:
+    """Give the relation of one model, which was trained on so many of the images as far as is known."""
+    if member.seen:
+        validated = member.seen.count_validated(split)
+        return "trained on" if trained else "chosen on" if validated else "held out"
+    if member.metadata.data_digest != split.digest:
+        return "unknown"
+    if split.name == "train":
+        return "trained on"
+    return "chosen on" if split.name == member.metadata.score.split else "held out"
+
+
+def check_scored(split: Split, shards: ShardSet, expected: InputSpec, label: str) -> None:
+    """Check that a split of an open set can be scored by the model or the ensemble `label`.
+
+    Raises CheckpointError where its images are not resized as those that the model was trained on, ShardSetError where
+    it has no image, one twice, or one without a mask.
+    """
+    if shards.size != expected.size:
         raise CheckpointError(
-            f"{checkpoint}: trained on images of {size} pixels, but {data} holds {shards.size or 'all sizes'}; "
-            f"build the set with --size {size}"
+            f"{label}: trained on images of {expected.size} pixels, but {shards.location} holds "
+            f"{shards.size or 'all sizes'}; build the set with --size {expected.size}"
+        )
+    if shards.fit != expected.mode:
+        raise CheckpointError(
+            f"{label}: trained on images resized by {expected.mode}, but {shards.location} was built with --fit "
+            f"{shards.fit}; build the set with --fit {expected.mode}"
         )
     keys, times = np.unique(split.table["key"], return_counts=True)
     unmasked = split.table["key"][split.table["size"][:, format.MASK] == 0]
+    where = f"{shards.location}: split {split.name}"
     if len(split) == 0:
-        raise ShardSetError(f"{data}: split {name} holds no image; build the set again")
+        raise ShardSetError(f"{where} holds no image; build the set again")
     if len(keys) < len(split):
-        raise ShardSetError(f"{data}: split {name} holds {keys[times > 1][0].decode()} twice; build the set again")
+        raise ShardSetError(f"{where} holds {keys[times > 1][0].decode()} twice; build the set again")
     if len(unmasked):
         raise ShardSetError(
-            f"{data}: {len(unmasked)} images of split {name} have no mask, the first {unmasked[0].decode()}; "
+            f"{where}: {len(unmasked)} images have no mask, the first {unmasked[0].decode()}; "
             "without the truth nothing can be scored, but isicdist predict draws masks"
         )
-    return split

@@ -34,6 +34,7 @@ from shards.inputs.decode import BadPairError, load_image
 from shards.inputs.match import MASK_SUFFIX, Rejected, images_only
 from shards.inputs.source import File, Source, open_sources
 from shards.tables import csv_bytes
+from shards.urls import without_password
 
 BATCH_PIXELS = 2**19
 """Pixels of one forward pass on a CPU: 32 images of 128 pixels a side, 8 of 256, 2 of 512."""
@@ -94,7 +95,7 @@ def predict(
     _check_names(files, unsupported, ignored, images)
     if submission:
         check_ids(files)
-    location = images if "://" in images else str(Path(images).resolve())
+    location = without_password(images) if "://" in images else str(Path(images).resolve())
     settings = {**ensemble.identity(), "tta": tta, "images": location}
     _check_settings(outputs, settings, files)
     # Of the main process, as a file system of several machines may show others an older state.

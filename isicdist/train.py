@@ -28,7 +28,6 @@ from isicdist.distributed.agree import AnyRank, StopSignal, raise_on_lost_rank
 from isicdist.distributed.compare_ranks import compare_ranks
 from isicdist.distributed.gradients import Gradients
 from isicdist.errors import StoppedError
-from isicdist.evaluate import predict_probs, validate
 from isicdist.metrics.dice import DiceSummary, per_image_scores
 from isicdist.metrics.examples import select_training_examples
 from isicdist.metrics.thresholds import ThresholdCurve
@@ -36,6 +35,7 @@ from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
+from isicdist.network.seen import SeenImages
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import BackgroundWriter, Snapshot
@@ -43,6 +43,7 @@ from isicdist.training.meter import TrainMeter
 from isicdist.training.micro_batch import OomGuard, evaluation_micro_size, plan_batches
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
+from isicdist.training.scoring import predict_probs, validate
 from isicdist.training.state import REQUEUE_NAME, RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
@@ -256,7 +257,8 @@ class Trainer:
                 score=ValidationScore(split=self.val_split.name, mean_dice=summary.mean_dice),
                 threshold=curve.best_threshold,
             )
-            self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata)
+            seen = SeenImages.of(self.train_split, self.val_split)
+            self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata, seen)
         return True
 
     def _evaluation_details(self, summary: DiceSummary, curve: ThresholdCurve) -> EvaluationDetails:

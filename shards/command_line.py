@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from shards.errors import ToolkitError, UsageError
+from shards.urls import without_password
 
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as of a shell
 _SPELL_OUT = "isicdist.spell-out"  # an error handler of Python's encoders
@@ -99,7 +100,7 @@ def _exit_code(command: Callable[[], int | None], *, debug: bool) -> int:
 def _print_failure(error: BaseException, message: str, code: int, debug: bool) -> int:
     shown = "".join(traceback.format_exception(error)) if debug else ""
     rank = f"rank {_rank()}: " if _rank() else ""
-    _print_error(f"{shown}error: {' '.join(f'{rank}{message}'.split())}\n")
+    _print_error(without_password(f"{shown}error: {' '.join(f'{rank}{message}'.split())}\n"))
     return code
 
 

@@ -68,7 +68,7 @@ def audit(data: str, runs: Path, out: Path) -> AuditCounts:
     if accelerator.num_processes > 1:
         raise UsageError("isicdist audit runs in one process; start it without accelerate launch")
     shards, ensemble = ShardSet.open(data), load_ensemble([runs])
-    parts = held_out_splits(shards, data, runs, ensemble)
+    parts = held_out_splits(shards, runs, ensemble)
     ensemble.prepare(accelerator)
     total, size = sum(len(part.split) for part in parts), ensemble.input_spec.size
     out.mkdir(parents=True, exist_ok=True)

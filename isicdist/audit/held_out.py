@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from isicdist.config import Fold
-from isicdist.data.folds import POOLED_SPLITS
+from isicdist.data.folds import POOLED_SPLITS, open_folds
 from isicdist.errors import CheckpointError
-from isicdist.evaluate import Predictor, open_scored_split, score
+from isicdist.evaluate import check_scored
+from isicdist.metrics.examples import Predictor
 from isicdist.network.ensemble import Ensemble
+from isicdist.training.scoring import score
 from shards.reader import ShardSet, Split
 
 if TYPE_CHECKING:
@@ -53,31 +55,33 @@ class Sample:
         return self.split.mask(self.index) > 0
 
 
-def held_out_splits(shards: ShardSet, data: str, runs: Path, ensemble: Ensemble) -> list[HeldOutSplit]:
-    """Pair the samples of the set `data` with models that have not seen them; `ensemble`: of the folder `runs`.
+def held_out_splits(shards: ShardSet, runs: Path, ensemble: Ensemble) -> list[HeldOutSplit]:
+    """Pair the samples of a set with models that have not seen them; `ensemble`: of the folder `runs`.
 
     The images of train and val get the model of the fold that held them out, other splits get the ensemble.
-    Raises CheckpointError where it is not a cross-validation of this set, and what `open_scored_split` raises.
+    Raises CheckpointError where it is not a cross-validation of this set, and what `open_folds` and `check_scored`
+    raise.
     """
-    folds = [Fold.of_split(member.metadata.score.split) for member in ensemble.members]
-    if any(fold is None or fold.count != len(folds) for fold in folds):
+    found = [Fold.of_split(member.metadata.score.split) for member in ensemble.members]
+    folds = [fold for fold in found if fold and fold.count == len(found)]
+    if len(folds) < len(found):
         raise CheckpointError(f"{runs}: not the folder of a cross-validation; train one with isicdist crossval")
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
         if member.metadata.data_digest != shards.digest:
             raise CheckpointError(
-                f"{runs}: {name} was trained on another set than {data} and may have seen images of it; train it again"
+                f"{runs}: {name} was trained on another set than {shards.location} and may have seen images of it; "
+                "train it again"
             )
-    size, pooled = ensemble.input_spec.size, "+".join(POOLED_SPLITS)
+    pooled = "+".join(POOLED_SPLITS)
     parts = [
-        HeldOutSplit(split=open_scored_split(data, pooled, fold, size, str(runs)), name=pooled, predictor=member)
-        for fold, member in zip(folds, ensemble.members, strict=True)
+        HeldOutSplit(split=held_out, name=pooled, predictor=member)
+        for (_, held_out), member in zip(open_folds(shards, folds), ensemble.members, strict=True)
     ]
-    others = [
-        open_scored_split(data, name, None, size, str(runs))
-        for name in shards.index.splits
-        if name not in POOLED_SPLITS
-    ]
-    return parts + [HeldOutSplit(split=split, name=split.name, predictor=ensemble) for split in others]
+    others = [shards.split(name) for name in shards.index.splits if name not in POOLED_SPLITS]
+    parts += [HeldOutSplit(split=split, name=split.name, predictor=ensemble) for split in others]
+    for part in parts:
+        check_scored(part.split, shards, ensemble.input_spec, str(runs))
+    return parts
 
 
 def predict(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,16 +40,19 @@ def open_fold(shards: ShardSet, fold: Fold) -> tuple[Split, Split]:
     Reads the JSON of each sample: all shards of a remote set are downloaded. Raises UsageError when one of the two
     would be empty, ShardSetError when the list of duplicates is not the one of the index, and what `Split.read` raises.
     """
-    pool, numbers = _deal(shards, fold.count)
-    held_out = _held_out(shards, numbers, fold)
-    return _select(pool, ~held_out, f"{fold.name}_train"), _select(pool, held_out, fold.name)
+    return open_folds(shards, [fold])[0]
 
 
-def check_folds(shards: ShardSet, folds: Sequence[Fold]) -> None:
-    """Raise what `open_fold` would raise for any of the folds of one cross-validation."""
-    _, numbers = _deal(shards, folds[0].count)
+def open_folds(shards: ShardSet, folds: Sequence[Fold]) -> list[tuple[Split, Split]]:
+    """Open several folds, at least one, of one cross-validation, as `open_fold` opens one."""
+    pool, numbers = _deal(shards, folds[0].count)
+    opened: list[tuple[Split, Split]] = []
     for fold in folds:
-        _held_out(shards, numbers, fold)
+        held_out = _held_out(shards, numbers, fold)
+        parts = ((f"{fold.name}_train", ~held_out), (fold.name, held_out))
+        train, validation = (replace(pool, name=name, table=pool.table[rows]) for name, rows in parts)
+        opened.append((train, validation))
+    return opened
 
 
 def fold_number(group: str, count: int) -> int:
@@ -59,9 +63,18 @@ def fold_number(group: str, count: int) -> int:
 def _deal(shards: ShardSet, count: int) -> tuple[Split, np.ndarray]:
     """Pool the samples to be held out, and give the number of the fold of each (n,)."""
     pool = _concatenate([shards.split(name) for name in POOLED_SPLITS if name in shards.index.splits], shards)
-    groups = [str(pool.meta(index)["group"]) for index in range(len(pool))]
-    merged = merge_groups(dict(zip(map(pool.key, range(len(pool))), groups, strict=True)), read_duplicates(shards))
-    return pool, np.array([fold_number(merged.get(group, group), count) for group in groups])
+    return pool, np.array([fold_number(group, count) for group in merged_groups(shards, pool)])
+
+
+def merged_groups(shards: ShardSet, split: Split) -> list[str]:
+    """Give the group of each sample of a split: its own, or the one that duplicates connect it to.
+
+    Reads the JSON of each sample. Raises ShardSetError when the list of duplicates is not the one of the index, and
+    what `Split.read` raises.
+    """
+    groups = [str(split.meta(index)["group"]) for index in range(len(split))]
+    merged = merge_groups(dict(zip(map(split.key, range(len(split))), groups, strict=True)), read_duplicates(shards))
+    return [merged.get(group, group) for group in groups]
 
 
 def _held_out(shards: ShardSet, numbers: np.ndarray, fold: Fold) -> np.ndarray:
@@ -84,27 +97,11 @@ def _concatenate(splits: list[Split], shards: ShardSet) -> Split:
     for split, table in zip(splits, tables, strict=True):
         table["shard"] += first_shard
         first_shard += len(split.entries)
-    return Split(
-        root=shards.root,
+    return replace(
+        splits[0],
         name="+".join(split.name for split in splits),
-        digest=shards.digest,
         table=np.concatenate(tables),
         entries=tuple(entry for split in splits for entry in split.entries),
-        size=shards.size,
-        cached_set=shards.cached_set,
-    )
-
-
-def _select(pool: Split, rows: np.ndarray, name: str) -> Split:
-    """Make a split of the rows (n,) bool of another one's table."""
-    return Split(
-        root=pool.root,
-        name=name,
-        digest=pool.digest,
-        table=pool.table[rows],
-        entries=pool.entries,
-        size=pool.size,
-        cached_set=pool.cached_set,
     )
 
 
@@ -118,11 +115,13 @@ def read_duplicates(shards: ShardSet) -> Iterable[Duplicate]:
         data = shards.cached_set.remote.read(path.name) if shards.cached_set else path.read_bytes()
     except FileNotFoundError as error:
         raise ShardSetError(f"{path}: the list of duplicates is missing; copy or build the set again") from error
-    rows = csv.DictReader(data.decode().splitlines())
-    found = [
-        Duplicate(row["key"], row["duplicate_of"], row["same"], int(row["distance"]))  # pyright: ignore[reportArgumentType]
-        for row in rows
-    ]
+    try:
+        found = [
+            Duplicate(row["key"], row["duplicate_of"], row["same"], int(row["distance"]))  # pyright: ignore[reportArgumentType]
+            for row in csv.DictReader(data.decode().splitlines())
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardSetError(f"{path}: not a list of duplicates ({error!r}); copy or build the set again") from error
     if len(found) != sum(kinds.values()):
         raise ShardSetError(
             f"{path}: {len(found)} pairs of duplicates, but the index counts {sum(kinds.values())}; "

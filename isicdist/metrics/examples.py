@@ -30,7 +30,7 @@ from shards.geometry import ResizePlan
 from shards.reader import Split
 
 Predictor = Callable[[Tensor], Tensor]
-"""Returns probabilities (B, 1, H, W) for images (B, 3, H, W) uint8."""
+"""Function that returns probabilities (B, 1, H, W) float32 in [0, 1] for images (B, 3, H, W) uint8."""
 EXAMPLES_FOLDER, EXAMPLES_NAME = "examples", "examples.json"
 EXAMPLES = 4
 """Maximum number of images in each group: the worst, the median and the best."""

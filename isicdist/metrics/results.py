@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from isicdist.config import Tta
-from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores, per_image_scores
+from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
 from isicdist.metrics.summary import (
     SUMMARY_NAME,
     AreaScores,
     EnsembleSummary,
     EvaluationSummary,
     ExclusionSummary,
+    Relation,
     ResolutionScores,
     SubgroupScores,
     SubgroupSummary,
@@ -33,7 +34,6 @@ from isicdist.metrics.thresholds import ThresholdCurve
 from shards.errors import UsageError
 from shards.exclusions import read_excluded
 from shards.files import write_file
-from shards.geometry import ResizePlan
 from shards.reader import Split
 from shards.tables import csv_bytes, read_column_of
 
@@ -99,12 +99,12 @@ class ThresholdScores:
         original = DiceSummary.of(self.original.rows[images]) if self.original else None
         return dataclasses.replace(self, network=DiceSummary.of(self.network.rows[images]), original=original)
 
-    def summary(self, digest: str) -> ThresholdSummary:
-        """Add the confidence intervals; `digest` is the shard set's."""
+    def summary(self, digest: str, groups: Sequence[str]) -> ThresholdSummary:
+        """Add the confidence intervals; `digest` is the shard set's, `groups` has the group of each image."""
         return ThresholdSummary(
             threshold=self.threshold,
-            network=ResolutionScores.of(self.network, digest),
-            original=ResolutionScores.of(self.original, digest) if self.original else None,
+            network=ResolutionScores.of(self.network, digest, groups),
+            original=ResolutionScores.of(self.original, digest, groups) if self.original else None,
         )
 
 
@@ -113,10 +113,18 @@ class Results:
     """All counts of one model on one split, from which the files of an evaluation are made."""
 
     split: Split
+    groups: Sequence[str]
+    """Group of each image of the split, by index; images of one are resampled together."""
     step: int
     """Step of the training run that the model is of."""
     tta: Tta
     """Test-time augmentation that the probabilities are averaged over."""
+    relation: Relation
+    """How the model relates to the images."""
+    precision: str
+    """Precision of the network: float32, bf16 or fp16."""
+    models: tuple[str, ...]
+    """sha256 of the weights of each model."""
     at_default: ThresholdScores
     """At 0.5, the threshold that models are compared at."""
     at_tuned: ThresholdScores
@@ -131,8 +139,8 @@ class Results:
     @cached_property
     def original_sizes(self) -> np.ndarray:
         """(height, width) of each original in pixels, int64 (n, 2), in the order of the rows."""
-        indices = self.at_tuned.network.rows[:, 0].tolist()
-        return np.array([ResizePlan.from_json(self.split.meta(index)["fit"]).original for index in indices])
+        table = self.split.table[self.at_tuned.network.rows[:, 0]]
+        return np.stack([table["height"], table["width"]], axis=1).astype(np.int64)
 
     @cached_property
     def lesion_areas(self) -> np.ndarray:
@@ -146,18 +154,22 @@ class Results:
     @cached_property
     def summary(self) -> EvaluationSummary:
         """The scores of summary.json; the bootstrap of the confidence intervals takes seconds."""
+        digest, groups = self.split.digest, self._groups_of(self.at_default.network)
         return EvaluationSummary(
             split=self.split.name,
-            data_digest=self.split.digest,
+            data_digest=digest,
             resolution=self.split.size,
             model_step=self.step,
             tta=self.tta,
-            at_default=self.at_default.summary(self.split.digest),
-            at_tuned=self.at_tuned.summary(self.split.digest),
+            relation=self.relation,
+            precision=self.precision,
+            models=self.models,
+            at_default=self.at_default.summary(digest, groups),
+            at_tuned=self.at_tuned.summary(digest, groups),
             thresholds=self.curve.summary(),
             lesion_area_quartiles=tuple(self._by_lesion_area()),
             subgroups=self._by_value(self.subgroups) if self.subgroups else None,
-            ensemble=self._gain() if self.members else None,
+            ensemble=self._gain(groups) if self.members else None,
             without_excluded=self._without(self.exclusions) if self.exclusions else None,
         )
 
@@ -168,20 +180,27 @@ class Results:
         _write_csv(out / THRESHOLDS_NAME, self.curve.table())
         write_file(out / SUMMARY_NAME, json.dumps(self.summary.to_json(), indent=1).encode() + b"\n")
 
-    def _gain(self) -> EnsembleSummary:
+    def _gain(self, groups: Sequence[str]) -> EnsembleSummary:
         """Compare the ensemble with each of its models."""
-        return EnsembleSummary.of(self.at_default.network, self.members, self.split.digest)
+        return EnsembleSummary.of(self.at_default.network, self.members, self.split.digest, groups)
+
+    def _groups_of(self, summary: DiceSummary) -> list[str]:
+        """Give the group of each row."""
+        indices: list[int] = summary.rows[:, 0].tolist()
+        return [self.groups[index] for index in indices]
 
     def _without(self, exclusions: Exclusions) -> ExclusionSummary:
         """Score the images that are not excluded."""
         keys = [self.split.key(index) for index in self.at_tuned.network.rows[:, 0].tolist()]
         remaining = np.array([key not in exclusions.keys for key in keys])
+        at_default, at_tuned = self.at_default.of_images(remaining), self.at_tuned.of_images(remaining)
+        groups = self._groups_of(at_default.network)
         return ExclusionSummary(
             table=exclusions.table,
             sha256=exclusions.sha256,
             keys=tuple(key for key in keys if key in exclusions.keys),
-            at_default=self.at_default.of_images(remaining).summary(self.split.digest),
-            at_tuned=self.at_tuned.of_images(remaining).summary(self.split.digest),
+            at_default=at_default.summary(self.split.digest, groups),
+            at_tuned=at_tuned.summary(self.split.digest, groups),
         )
 
     def _by_lesion_area(self) -> Iterable[AreaScores]:
@@ -189,17 +208,18 @@ class Results:
         rows = self.at_tuned.finest.rows
         for part in np.array_split(np.argsort(self.lesion_areas, kind="stable"), LESION_AREA_PARTS):
             if len(part):
-                areas = self.lesion_areas[part]
-                scores = DiceSummary.of(rows[part]).scores()
-                yield AreaScores(least_area=float(areas[0]), largest_area=float(areas[-1]), **scores)
+                areas, scores = self.lesion_areas[part], DiceSummary.of(rows[part])
+                ends = {"least_area": float(areas[0]), "largest_area": float(areas[-1])}
+                yield AreaScores.of(scores, self.split.digest, self._groups_of(scores), **ends)
 
     def _by_value(self, subgroups: Subgroups) -> SubgroupSummary:
         """Score the images of each value of the subgroup column."""
         rows = self.at_tuned.finest.rows
         values = np.array([subgroups.values.get(self.split.key(index), "") for index in rows[:, 0].tolist()])
+        parts = {str(value): DiceSummary.of(rows[values == value]) for value in np.unique(values)}
         groups = [
-            SubgroupScores(value=str(value), **DiceSummary.of(rows[values == value]).scores())
-            for value in np.unique(values)
+            SubgroupScores.of(part, self.split.digest, self._groups_of(part), value=value)
+            for value, part in parts.items()
         ]
         return SubgroupSummary(column=subgroups.column, groups=tuple(groups))
 
@@ -207,6 +227,7 @@ class Results:
         """Return the rows of per_image.csv, in the order of the split."""
         columns = {
             "id": [self.split.key(index) for index in self.at_tuned.network.rows[:, 0].tolist()],
+            "group": self._groups_of(self.at_tuned.network),
             "original_height": self.original_sizes[:, 0].tolist(),
             "original_width": self.original_sizes[:, 1].tolist(),
             "lesion_area": self.lesion_areas.tolist(),
@@ -220,8 +241,10 @@ class Results:
 
 def show(summary: EvaluationSummary, console: Console) -> None:
     """Print an evaluation: scores with confidence intervals, scores by lesion area and subgroup, thresholds."""
-    title = f"{summary.split}: {summary.n} images, 95 % bootstrap confidence interval over images"
+    title = f"{summary.split}: {summary.images}, 95 % bootstrap confidence interval"
     console.print(_score_table(title, summary.by_threshold()))
+    for caution in summary.cautions():
+        console.print(f"note: {caution}", soft_wrap=True)
     if summary.without_excluded:
         excluded = summary.without_excluded
         title = f"Without the {len(excluded.keys)} of them that {excluded.table} excludes"
@@ -255,7 +278,7 @@ def _score_table(title: str, scored: Sequence[ThresholdSummary]) -> Table:
         table.add_section()
         table.add_row(f"threshold {each.threshold:.4g}", style="bold")
         for name in SCORE_NAMES:
-            cells = (_with_interval(scores, name) for scores in each.by_resolution().values())
+            cells = (with_interval(scores, name) for scores in each.by_resolution().values())
             table.add_row(name.replace("_", " "), *cells)
     return table
 
@@ -273,16 +296,20 @@ def _ensemble_table(ensemble: EnsembleSummary) -> Table:
     return table
 
 
-def _group_table(grouped_by: str, groups: Sequence[tuple[str, Scores]], setting: str) -> Table:
+def _group_table(grouped_by: str, groups: Sequence[tuple[str, ResolutionScores]], setting: str) -> Table:
     table = Table(title=f"By {grouped_by}, {setting}")
     for name in (grouped_by, "n", *SCORE_NAMES):
         table.add_column(name.replace("_", "\n"), justify="right")
     for label, scores in groups:
-        table.add_row(label, str(scores.n), *(f"{getattr(scores, name):.4f}" for name in SCORE_NAMES))
+        others = (f"{getattr(scores, name):.4f}" for name in SCORE_NAMES if name != "mean_dice")
+        table.add_row(label, str(scores.n), with_interval(scores, "mean_dice"), *others)
     return table
 
 
-def _with_interval(scores: ResolutionScores, name: str) -> str:
+def with_interval(scores: ResolutionScores, name: str) -> str:
+    """Format a score with its confidence interval, where there is one."""
+    if name not in scores.interval_95:
+        return f"{getattr(scores, name):.4f}"
     low, high = scores.interval_95[name]
     return f"{getattr(scores, name):.4f} ({low:.4f} to {high:.4f})"
 

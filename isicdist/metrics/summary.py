@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from isicdist.metrics.bootstrap import PairedDifference, bootstrap_intervals, paired_difference
+from isicdist.metrics.bootstrap import MIN_GROUPS, PairedDifference, bootstrap_intervals, paired_difference
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, Scores, per_image_scores
 from isicdist.metrics.thresholds import CurveSummary
 
 SUMMARY_NAME = "summary.json"
+
+Relation = Literal["held out", "chosen on", "trained on", "unknown"]
+"""How a model relates to the images that score it: it has not seen them; it and its threshold were chosen on them, so
+that its scores are a little higher than on others; it was trained on some; or an older version did not record it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolutionScores(Scores):
     """Scores at one threshold and one resolution, with confidence intervals."""
 
+    groups: int
+    """Number of groups of images that were resampled: n, unless images belong together."""
     interval_95: Mapping[str, tuple[float, float]]
-    """(low, high) end of the 95 % bootstrap confidence interval of each score, by name."""
+    """(low, high) end of the 95 % bootstrap confidence interval of each score, by name; empty in files of version 0.1
+    for parts of the images."""
 
     @classmethod
-    def of(cls, summary: DiceSummary, digest: str) -> Self:
-        """Add the intervals to the scores of `summary`; `digest` is the shard set's."""
-        return cls(**summary.scores(), interval_95=bootstrap_intervals(summary.rows, digest))
+    def of(cls, summary: DiceSummary, digest: str, groups: Sequence[str] | None, **more: Any) -> Self:
+        """Add the intervals to the scores of `summary`.
+
+        `digest` is the shard set's, `groups` those of `bootstrap_intervals`, `more` the fields of a subclass.
+        """
+        intervals = bootstrap_intervals(summary.rows, digest, groups)
+        number = len(set(groups)) if groups else summary.n
+        return cls(**summary.scores(), groups=number, interval_95=intervals, **more)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `dataclasses.asdict` made. Raises KeyError, TypeError or ValueError for anything else."""
-        intervals = {name: (float(low), float(high)) for name, (low, high) in value["interval_95"].items()}
-        return cls(**_scores_in(value), interval_95=intervals)
+        known: dict[str, Any] = {each.name: value[each.name] for each in dataclasses.fields(cls) if each.name in value}
+        known["interval_95"] = {
+            name: (float(low), float(high)) for name, (low, high) in value.get("interval_95", {}).items()
+        }
+        known["groups"] = int(value.get("groups", value["n"]))  # older versions resampled images
+        return cls(**known | _scores_in(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +87,7 @@ class ThresholdSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AreaScores(Scores):
+class AreaScores(ResolutionScores):
     """Scores of the images whose lesions are of similar size."""
 
     least_area: float
@@ -81,7 +97,7 @@ class AreaScores(Scores):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubgroupScores(Scores):
+class SubgroupScores(ResolutionScores):
     """Scores of the images with one value in the subgroup column."""
 
     value: str
@@ -116,16 +132,18 @@ class EnsembleSummary:
     """Mean Dice of the ensemble minus the mean of its models', on the same images."""
 
     @classmethod
-    def of(cls, ensemble: DiceSummary, members: Mapping[str, DiceSummary], digest: str) -> Self:
-        """Compare an ensemble with its models, by name of the run; `digest` is the shard set's."""
+    def of(
+        cls, ensemble: DiceSummary, members: Mapping[str, DiceSummary], digest: str, groups: Sequence[str] | None
+    ) -> Self:
+        """Compare an ensemble with its models, by name of the run; the rest is that of `ResolutionScores.of`."""
         dice, _ = per_image_scores(ensemble.rows)
         alone = {run: per_image_scores(summary.rows)[0] for run, summary in members.items()}
         return cls(
             members=tuple(
-                MemberScores(run=run, gain=paired_difference(alone[run], dice, digest), **summary.scores())
+                MemberScores(run=run, gain=paired_difference(alone[run], dice, digest, groups), **summary.scores())
                 for run, summary in members.items()
             ),
-            gain=paired_difference(np.mean(list(alone.values()), axis=0), dice, digest),
+            gain=paired_difference(np.mean(list(alone.values()), axis=0), dice, digest, groups),
         )
 
     @classmethod
@@ -192,6 +210,12 @@ class EvaluationSummary:
     """Step of the training run that the model is of; of an ensemble, the highest."""
     tta: str
     """Test-time augmentation that the probabilities are averaged over: off, flips or d4."""
+    relation: Relation = "unknown"
+    """How the model, or the one of an ensemble that has seen most, relates to the images."""
+    precision: str = ""
+    """Precision of the network: float32, bf16 or fp16; empty in files of older versions, as the next one."""
+    models: tuple[str, ...] = ()
+    """sha256 of the weights of the model, or of each one of an ensemble."""
     at_default: ThresholdSummary
     """At 0.5, the threshold that models are compared at."""
     at_tuned: ThresholdSummary
@@ -212,6 +236,27 @@ class EvaluationSummary:
         """Number of images."""
         return self.at_default.network.n
 
+    @property
+    def images(self) -> str:
+        """The number of images and, where images belong together, of groups, in words."""
+        groups = self.at_default.network.groups
+        return f"{self.n} images" + (f" in {groups} groups, which are resampled" if groups < self.n else "")
+
+    def cautions(self) -> list[str]:
+        """List what a reader has to know before comparing these scores with others."""
+        cautions: list[str] = []
+        if self.relation == "trained on":
+            cautions.append("the model was trained on these images: these are no scores of unseen ones")
+        if self.relation == "chosen on":
+            cautions.append(
+                "the model and its threshold were chosen on these images: its scores are a little higher than on others"
+            )
+        if self.relation == "unknown":
+            cautions.append("it is not recorded whether the model was trained on some of these images")
+        if self.at_default.network.groups < MIN_GROUPS:
+            cautions.append(f"of fewer than {MIN_GROUPS} groups or single images, so the intervals are too narrow")
+        return cautions
+
     def by_threshold(self) -> list[ThresholdSummary]:
         """Return the scores at 0.5 and at the tuned threshold; once where the two are the same."""
         return _distinct(self.at_default, self.at_tuned)
@@ -224,6 +269,9 @@ class EvaluationSummary:
             "resolution": self.resolution,
             "model_step": self.model_step,
             "tta": self.tta,
+            "relation": self.relation,
+            "precision": self.precision,
+            "models": list(self.models),
             **{name: getattr(self.at_default.network, name) for name in ("n", *SCORE_NAMES)},
             **self.at_default.to_json(),
             "tuned_threshold": self.at_tuned.to_json(),
@@ -247,15 +295,15 @@ class EvaluationSummary:
             resolution=value["resolution"],
             model_step=int(value["model_step"]),
             tta=str(value["tta"]),
+            relation=value.get("relation", "unknown"),
+            precision=str(value.get("precision", "")),
+            models=tuple(map(str, value.get("models", ()))),
             at_default=ThresholdSummary.from_json(value),
             at_tuned=ThresholdSummary.from_json(value.get("tuned_threshold") or value["own_threshold"]),
             thresholds=CurveSummary(
                 **{field.name: float(value["thresholds"][field.name]) for field in dataclasses.fields(CurveSummary)}
             ),
-            lesion_area_quartiles=tuple(
-                AreaScores(**_scores_in(part), least_area=part["least_area"], largest_area=part["largest_area"])
-                for part in value["lesion_area_quartiles"]
-            ),
+            lesion_area_quartiles=tuple(map(AreaScores.from_json, value["lesion_area_quartiles"])),
             subgroups=_subgroups_in(value["subgroups"]),
             ensemble=EnsembleSummary.from_json(ensemble) if ensemble else None,
             without_excluded=ExclusionSummary.from_json(excluded) if excluded else None,
@@ -273,5 +321,4 @@ def _scores_in(value: Mapping[str, Any]) -> dict[str, Any]:
 def _subgroups_in(value: Mapping[str, Any] | None) -> SubgroupSummary | None:
     if value is None:
         return None
-    groups = tuple(SubgroupScores(**_scores_in(group), value=group["value"]) for group in value["groups"])
-    return SubgroupSummary(column=value["column"], groups=groups)
+    return SubgroupSummary(column=value["column"], groups=tuple(map(SubgroupScores.from_json, value["groups"])))

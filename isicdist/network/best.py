@@ -1,6 +1,7 @@
-"""RUN/best: the best model of a run, in two files that hold all a prediction needs.
+"""RUN/best: the best model of a run, in files that hold all that a prediction and an honest score need.
 
 RUN/best/model.safetensors       the weights
+RUN/best/seen.safetensors        the images that it was trained and chosen on (`isicdist.network.seen`)
 RUN/best/model.json              architecture, input size, resize mode, normalisation, threshold, score, data digest
 """
 
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from isicdist.config import ModelConfig
-from isicdist.errors import CheckpointError
+from isicdist.errors import CheckpointError, reading
 from isicdist.network.normalise import MEAN, STD
+from isicdist.network.seen import SeenImages
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
-from shards.errors import UsageError
 from shards.format import MAX_SIZE, parse_json
 from shards.geometry import RESIZE_MODES
 from shards.reader import ShardSet
@@ -118,13 +119,15 @@ class ModelMetadata:
         return dataclasses.asdict(self)
 
 
-def save_best(run: Path, model: nn.Module, metadata: ModelMetadata) -> None:
-    """Publish the weights of `model` and their metadata as RUN/best, in place of an earlier one.
+def save_best(run: Path, model: nn.Module, metadata: ModelMetadata, seen: SeenImages | None = None) -> None:
+    """Publish the weights of `model`, their metadata and the images seen as RUN/best, in place of an earlier one.
 
     Raises CheckpointError when the files cannot be written; then the earlier ones are as they were.
     """
     with checkpoint_folder(run / "best") as folder:
         save_weights(model.state_dict(), folder / MODEL)
+        if seen:
+            seen.save(folder)
         hashed = dataclasses.replace(metadata, sha256=file_sha256(folder / MODEL))
         content = hashed.to_json()
         (folder / METADATA_NAME).write_text(json.dumps({**content, CHECKSUM: _checksum(content)}, indent=1))
@@ -132,25 +135,23 @@ def save_best(run: Path, model: nn.Module, metadata: ModelMetadata) -> None:
 
 def is_model(path: Path) -> bool:
     """True for a run that has a best model, and for the folder of one."""
-    return _folder_of(path) is not None
+    return model_folder(path) is not None
 
 
 def load_metadata(path: str | Path) -> ModelMetadata:
     """Read the metadata of the best model of a run. Raises CheckpointError when they are missing or damaged."""
     path = Path(path)
-    folder = _folder_of(path)
+    folder = model_folder(path)
     if folder is None:
         what = "it has no best model yet; train it first" if path.is_dir() else "there is no such folder"
         raise CheckpointError(f"{path}: {what} (wanted: a run folder with best/, or such a folder)")
-    try:
+    with reading(folder / METADATA_NAME, "copy the folder again, or train the model with this version"):
         value = parse_json((folder / METADATA_NAME).read_bytes())
         checksum = value.pop(CHECKSUM, None)  # version 0.1 wrote none
         unknown = value.keys() - {field.name for field in dataclasses.fields(ModelMetadata)}
         if unknown:
             raise ValueError(f"unknown key {min(unknown)!r}")
         metadata = ModelMetadata.from_json(value)
-    except (OSError, AttributeError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"{folder}: not a model of this isicdist ({METADATA_NAME}: {error!r})") from error
     if checksum not in (None, _checksum(value)):
         raise CheckpointError(
             f"{folder / METADATA_NAME}: damaged, or changed by hand (its {CHECKSUM} is not that of its content); "
@@ -165,7 +166,7 @@ def load_best(path: str | Path) -> tuple[ImprovedUNet, ModelMetadata]:
     Raises CheckpointError when it is missing, damaged or of another network.
     """
     metadata = load_metadata(path)
-    folder = _folder_of(Path(path)) or Path(path)
+    folder = model_folder(Path(path)) or Path(path)
     try:
         if file_sha256(folder / MODEL) != metadata.sha256:
             raise CheckpointError(f"{folder / MODEL}: damaged (its sha256 is not the one in {METADATA_NAME})")
@@ -192,6 +193,6 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _folder_of(path: Path) -> Path | None:
+def model_folder(path: Path) -> Path | None:
     """Find the folder with model.json: `path`, or `best` in it."""
     return next((folder for folder in (path, path / "best") if (folder / METADATA_NAME).is_file()), None)

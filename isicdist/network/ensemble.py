@@ -112,12 +112,18 @@ def load_ensemble(paths: Sequence[Path]) -> Ensemble:
     """Load the best models of several runs, as `load_model` loads one.
 
     The folder of a cross-validation (`isicdist crossval --run RUNS`) stands for the runs of all its folds. Raises
-    CheckpointError for a model that is missing or damaged, and where a fold has none yet.
+    CheckpointError for a model that is missing, damaged or given twice, and where a fold has none yet.
     """
     runs = [run for path in paths for run in _runs_in(path)]
     parents = {run.parent for run in runs}
     names = [run.name if len(parents) == 1 else str(run) for run in runs]
-    return Ensemble([load_model(run) for run in runs], names).requires_grad_(False).eval()
+    members: dict[str, Segmenter] = {}
+    for run in runs:
+        member = load_model(run)
+        if member.metadata.sha256 in members:
+            raise CheckpointError(f"{run}: given twice, or a copy of another model; in the mean it would count double")
+        members[member.metadata.sha256] = member
+    return Ensemble(list(members.values()), names).requires_grad_(False).eval()
 
 
 def _runs_in(path: Path) -> list[Path]:

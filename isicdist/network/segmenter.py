@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from isicdist.config import Tta
-from isicdist.network.best import ModelMetadata, load_best
+from isicdist.network.best import ModelMetadata, load_best, model_folder
 from isicdist.network.normalise import normalise, to_unit
+from isicdist.network.seen import SeenImages
 from isicdist.network.tta import mean_probs
 from shards.geometry import ResizePlan
 from shards.inputs.decode import upright_rgb
@@ -33,12 +34,14 @@ class InputSpec(NamedTuple):
 class Segmenter(nn.Module):
     """A network with all that is needed to use it: input size, resize mode, normalisation and threshold."""
 
-    def __init__(self, network: nn.Module, metadata: ModelMetadata) -> None:
+    def __init__(self, network: nn.Module, metadata: ModelMetadata, seen: SeenImages | None = None) -> None:
         """`network` maps normalised images (B, 3, H, W) to logits (B, 1, H, W)."""
         super().__init__()
         self.network = network
         self.metadata = metadata
         """Origin of the model, too: step, validation score, digest of the training data."""
+        self.seen = seen
+        """The images that it was trained and chosen on; None where an older version did not record them."""
         self.threshold = metadata.threshold
         """Probability above which a pixel is lesion."""
         self.input_spec = InputSpec(metadata.fit, metadata.size)
@@ -98,7 +101,8 @@ def load_model(path: str | Path) -> Segmenter:
         probs = plan.restore(model(images)[0, 0].numpy())  # at the picture's own resolution
     """
     network, metadata = load_best(path)
-    return Segmenter(network, metadata).requires_grad_(False).eval()
+    seen = SeenImages.load(model_folder(Path(path)) or Path(path))
+    return Segmenter(network, metadata, seen).requires_grad_(False).eval()
 
 
 def _image_of(pixels: np.ndarray) -> Image.Image:

@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from isicdist.crossval import SUMMARY_NAME as CROSSVAL_NAME
-from isicdist.crossval import show as show_crossval
+from isicdist.metrics.pooled import POOLED_NAME, show_pooled
 from isicdist.metrics.results import show as show_evaluation
 from isicdist.report.collect import CrossValidation, RunFiles
 from isicdist.report.terminal import print_run
@@ -30,13 +29,13 @@ def report(folders: Sequence[Path], console: Console, out: Path | None = None) -
         raise UsageError("report: name at least one run, as isicdist report RUN")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("report: a run is named twice; name each once")
-    crossvals = [folder for folder in folders if (folder / CROSSVAL_NAME).is_file()]
+    crossvals = [folder for folder in folders if (folder / POOLED_NAME).is_file()]
     if crossvals and len(folders) > 1:
         raise UsageError(f"report: {crossvals[0]} is a cross-validation; report it alone")
     crossval = CrossValidation.read(crossvals[0]) if crossvals else None
     runs = crossval.folds if crossval else RunFiles.read_all(folders)
     if crossval:
-        show_crossval(crossval.scores, console)
+        show_pooled(crossval.scores, console)
         for evaluation in crossval.ensemble.values():
             show_evaluation(evaluation.summary, console)
     for run in runs:

@@ -11,18 +11,20 @@ from typing import Any, Self
 
 import numpy as np
 
-from isicdist.config import Fold
-from isicdist.crossval import PooledScores, read_scores
-from isicdist.errors import CheckpointError
+from isicdist.config import Fold, flat_settings, precision_name
+from isicdist.errors import CheckpointError, reading
 from isicdist.metrics.examples import EXAMPLES_FOLDER, EXAMPLES_NAME, Example, read_examples
+from isicdist.metrics.pooled import PooledScores, read_pooled
 from isicdist.metrics.results import PER_IMAGE_NAME, THRESHOLDS_NAME
 from isicdist.metrics.summary import SUMMARY_NAME, EvaluationSummary
-from isicdist.network.best import METADATA_NAME, ModelMetadata
+from isicdist.network.best import ModelMetadata, is_model, load_metadata
 from isicdist.training.tracking import CONFIG_NAME, METRICS_NAME, EvaluationMetrics, TrainMetrics, read_metrics
-from shards.errors import UsageError
 from shards.format import Counts, parse_json
 
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+RECORDED = {"data_digest", "world_size", "mixed_precision", "batch.global_size", "model.base_channels", "model.dropout"}
+"""Settings in config.json that a report cannot do without."""
+EVALUATE = "evaluate the split again"
+"""Advice for a damaged file of an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,30 +91,24 @@ class Evaluation:
     def read(cls, folder: Path) -> Self:
         """Read summary.json. Raises CheckpointError for a damaged one or one of an older version."""
         path = folder / SUMMARY_NAME
-        try:
-            return cls(folder=folder, summary=EvaluationSummary.from_json(_read_json(path)))
-        except MALFORMED as error:
-            raise CheckpointError(f"{path}: of an older isicdist; evaluate the split again") from error
+        with reading(path, EVALUATE):
+            return cls(folder=folder, summary=EvaluationSummary.from_json(parse_json(path.read_bytes())))
 
     @cached_property
     def thresholds(self) -> Mapping[str, np.ndarray]:
         """The columns of thresholds.csv by name, float64 (256,) each. Raises CheckpointError for a damaged file."""
         path = self.folder / THRESHOLDS_NAME
-        try:
+        with reading(path, EVALUATE):
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-        except (*MALFORMED, OSError) as error:
-            raise _damaged(path) from error
 
     @cached_property
     def per_image(self) -> PerImageScores:
         """The scores of each image. Raises CheckpointError for a missing or damaged per_image.csv."""
         path = self.folder / PER_IMAGE_NAME
-        try:
+        with reading(path, EVALUATE):
             return PerImageScores.read(path)
-        except (*MALFORMED, OSError) as error:
-            raise _damaged(path) from error
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -120,10 +116,8 @@ class Evaluation:
         folder = self.folder / EXAMPLES_FOLDER
         if not folder.exists():
             return []
-        try:
+        with reading(folder / EXAMPLES_NAME, EVALUATE):
             return read_examples(folder)
-        except (*MALFORMED, OSError) as error:
-            raise _damaged(folder / EXAMPLES_NAME) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,17 +142,19 @@ class RunFiles:
         if not (folder / METRICS_NAME).is_file():
             raise CheckpointError(f"{folder}: not a run (no {METRICS_NAME}); give the folder that train --run wrote")
         train, validations = read_metrics(folder / METRICS_NAME)
-        config = _read_json(folder / CONFIG_NAME)
         if not train:
             raise CheckpointError(f"{folder}: nothing is logged in it yet; wait for its first steps")
-        found = [Evaluation.read(path.parent) for path in sorted((folder / "evaluation").glob(f"*/{SUMMARY_NAME}"))]
+        with reading(folder / CONFIG_NAME, "copy the run again"):
+            config = parse_json((folder / CONFIG_NAME).read_bytes())
+            if missing := RECORDED - flat_settings(config).keys():
+                raise KeyError(min(missing))
         return cls(
             name=name,
             folder=folder,
             config=config,
             train=train,
             validations=validations,
-            evaluations={evaluation.summary.split: evaluation for evaluation in found},
+            evaluations=_read_evaluations(folder),
         )
 
     @classmethod
@@ -189,28 +185,20 @@ class RunFiles:
     @property
     def precision(self) -> str:
         """float32, bf16 or fp16."""
-        return "float32" if self.config["mixed_precision"] == "no" else self.config["mixed_precision"]
+        return precision_name(self.config["mixed_precision"])
 
     @cached_property
     def model(self) -> ModelMetadata | None:
         """Metadata of the best model; None before the first. Raises CheckpointError for a malformed file."""
-        path = self.folder / "best" / METADATA_NAME
-        if not path.is_file():
-            return None
-        try:
-            return ModelMetadata.from_json(_read_json(path))
-        except (*MALFORMED, UsageError) as error:
-            raise CheckpointError(f"{path}: damaged; train on, or copy the run again") from error
+        return load_metadata(self.folder) if is_model(self.folder) else None
 
     @cached_property
     def dataset(self) -> Dataset | None:
         """The shard set; None where config.json does not record it. Raises CheckpointError for a malformed record."""
         if "dataset" not in self.config:
             return None
-        try:
+        with reading(self.folder / CONFIG_NAME, "copy the run again"):
             return Dataset.from_json(self.config["dataset"])
-        except MALFORMED as error:
-            raise CheckpointError(f"{self.folder / CONFIG_NAME}: damaged, its dataset is not of a shard set") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,24 +216,18 @@ class CrossValidation:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read a cross-validation. Raises CheckpointError for a damaged file, and what `RunFiles.read` raises."""
-        scores = read_scores(folder)
+        scores = read_pooled(folder)
         count = len(next(iter(scores.values())).of_folds)
         runs = [folder / fold.run_name for fold in Fold(number=1, count=count).all]
-        found = [Evaluation.read(path.parent) for path in sorted((folder / "evaluation").glob(f"*/{SUMMARY_NAME}"))]
         return cls(
             name=folder.resolve().name,
             scores=scores,
             folds=RunFiles.read_all(runs),
-            ensemble={evaluation.summary.split: evaluation for evaluation in found},
+            ensemble=_read_evaluations(folder),
         )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged, not JSON ({error})") from error
-
-
-def _damaged(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: missing or damaged; evaluate the split again")
+def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Read the evaluations of a run or of an ensemble, by split."""
+    found = [Evaluation.read(path.parent) for path in sorted((folder / "evaluation").glob(f"*/{SUMMARY_NAME}"))]
+    return {evaluation.summary.split: evaluation for evaluation in found}

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import isicdist.evaluate
 import isicdist.train
 import isicdist.training.checkpoint
+import isicdist.training.scoring
 from isicdist.cli import main
 from isicdist.distributed.agree import StopSignal
 from shards.errors import CorruptShardError
@@ -26,7 +26,7 @@ from shards.errors import CorruptShardError
 MOMENTS = {
     "start": (isicdist.train, "plan_batches"),
     "step": (isicdist.train, "segmentation_loss"),
-    "evaluation": (isicdist.evaluate, "predict_probs"),
+    "evaluation": (isicdist.training.scoring, "predict_probs"),
     "save": (isicdist.training.checkpoint, "save_weights"),
 }
 """Functions during whose calls a fault can come: their module and name."""

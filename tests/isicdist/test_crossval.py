@@ -12,8 +12,9 @@ import pytest
 
 from isicdist.cli import main
 from isicdist.config import Fold
-from isicdist.crossval import commands, pool_scores
+from isicdist.crossval import commands
 from isicdist.errors import CheckpointError
+from isicdist.metrics.pooled import pool_scores
 from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.training.tracking import CONFIG_NAME
 from shards.reader import ShardSet
@@ -55,7 +56,7 @@ def test_scores_are_pooled_over_images_not_over_folds(tmp_path):
 
 def test_a_damaged_table_is_named(tmp_path):
     write_fold(tmp_path, 1, [])
-    with pytest.raises(CheckpointError, match=r"per_image.csv: damaged; remove it to score that fold again"):
+    with pytest.raises(CheckpointError, match=r"per_image.csv: missing or damaged; remove it to score that fold again"):
         pool_scores(tmp_path, [Fold(number=1, count=2)], "ab")
 
 

@@ -100,7 +100,12 @@ def test_images_that_a_model_was_trained_on_are_refused(runs, shard_set):
     with pytest.raises(UsageError, match=r"fold-1: trained with fold_1_of_2 held out.*seen images of val"):
         evaluate(runs, str(shard_set), "val")
     with pytest.raises(UsageError, match=r"fold-2: .*seen images of fold_1_of_2"):
-        evaluate(runs, str(shard_set), "", fold=Fold(number=1, count=2))
+        evaluate(runs, str(shard_set), Fold(number=1, count=2))
+
+
+def test_a_model_that_is_given_twice_is_refused(runs):
+    with pytest.raises(CheckpointError, match=r"fold-1/best: given twice"):
+        load_ensemble([runs, runs / "fold-1" / "best"])
 
 
 def test_folds_that_are_missing_or_of_something_else_are_named(runs, shard_set, tmp_path):

@@ -18,20 +18,24 @@ from accelerate import Accelerator
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from isicdist import evaluate as evaluate_module
 from isicdist.config import ModelConfig, TrainConfig
 from isicdist.data.stream import Stream
 from isicdist.distributed import launch
 from isicdist.errors import CheckpointError, TrainingError
-from isicdist.evaluate import evaluate, score, validate
+from isicdist.evaluate import evaluate, relate
 from isicdist.metrics import figures
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
 from isicdist.metrics.results import show
 from isicdist.metrics.summary import EvaluationSummary
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
+from isicdist.network.ensemble import load_ensemble
+from isicdist.network.seen import SeenImages
 from isicdist.network.segmenter import load_model
 from isicdist.train import build_model
+from isicdist.training import scoring
+from isicdist.training.scoring import score, validate
 from shards import format
+from shards.build import BuildOptions, build
 from shards.errors import ShardSetError, UsageError
 from shards.reader import ShardSet
 
@@ -210,7 +214,7 @@ def test_the_decoding_threads_are_those_of_the_config(shard_set, monkeypatch):
             requested.append(workers)
             super().__init__(*arguments, workers=workers, **options)
 
-    monkeypatch.setattr(evaluate_module, "Stream", RecordedStream)
+    monkeypatch.setattr(scoring, "Stream", RecordedStream)
     split = ShardSet.open(shard_set).split("val")
     validate(build_model(CONFIG), split, Accelerator(cpu=True), micro_size=16, workers=3)
     assert requested == [3]
@@ -293,6 +297,43 @@ def test_excluded_images_are_scored_and_the_scores_without_them_added(run, shard
         evaluate(run, str(shard_set), "val", exclude=table)
 
 
+def test_images_that_were_trained_on_in_another_set_are_refused(archive, shard_set, tmp_path, capsys):
+    shards = ShardSet.open(shard_set)
+    seen = SeenImages.of(shards.split("train"), shards.split("val"))
+    save_best(tmp_path / "run", build_model(CONFIG), metadata_of(shard_set), seen)
+    dealt_anew, resized = tmp_path / "dealt-anew", tmp_path / "resized"
+    options = BuildOptions(size=64, seed=3, split="train=0.4,val=0.2,test=0.4")
+    build(str(archive[0]), str(archive[1]), dealt_anew, options)
+    trained = seen.count_trained(ShardSet.open(dealt_anew).split("test"))
+    assert 0 < trained < len(ShardSet.open(dealt_anew).split("test"))
+    with pytest.raises(UsageError, match=f"run: trained on {trained} of the .* images of test in .*dealt-anew"):
+        evaluate(tmp_path / "run", str(dealt_anew), "test")
+    build(str(archive[0]), str(archive[1]), resized, BuildOptions(size=64, fit="pad"))
+    with pytest.raises(CheckpointError, match=r"resized by stretch, .*resized was built with --fit pad; build the set"):
+        evaluate(tmp_path / "run", str(resized), "test")
+
+
+@pytest.mark.parametrize(
+    ("split", "recorded", "relation"),
+    [
+        ("train", True, "trained on"),
+        ("train", False, "trained on"),
+        ("val", True, "chosen on"),
+        ("val", False, "chosen on"),
+        ("test", True, "held out"),
+        ("test", False, "held out"),
+    ],
+)
+def test_a_score_says_what_the_model_has_seen_of_the_images(shard_set, tmp_path, split, recorded, relation):
+    shards = ShardSet.open(shard_set)
+    seen = SeenImages.of(shards.split("train"), shards.split("val")) if recorded else None
+    save_best(tmp_path / "run", build_model(CONFIG), metadata_of(shard_set), seen)
+    ensemble = load_ensemble([tmp_path / "run"])
+    assert relate(ensemble, shards.split(split)) == relation
+    if not recorded:  # by a version that wrote no list
+        assert relate(ensemble, dataclasses.replace(shards.split(split), digest="ab")) == "unknown"
+
+
 def test_a_set_that_cannot_be_scored_is_refused(run, shard_set, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no split 'tset'; it has test, train, val"):
         evaluate(run, str(shard_set), "tset")
@@ -312,9 +353,7 @@ def test_a_set_that_cannot_be_scored_is_refused(run, shard_set, tmp_path, monkey
     unmasked = whole.table.copy()
     unmasked["size"][2:, format.MASK] = 0
     given(unmasked)
-    with pytest.raises(
-        ShardSetError, match=f"{len(whole) - 2} images of split test have no mask, the first {whole.key(2)}"
-    ):
+    with pytest.raises(ShardSetError, match=f"{len(whole) - 2} images have no mask, the first {whole.key(2)}"):
         evaluate(run, str(shard_set), "test")
 
 
@@ -345,10 +384,10 @@ def test_a_model_that_cannot_be_used_is_refused(run, shard_set, tmp_path):
 
     refused(r"trained on images of 128 pixels.*holds 64; build the set with --size 128", size=128)
     refused("the weights are of another network", architecture={**card["architecture"], "base_channels": 4})
-    refused("not a model of this isicdist", architecture={"name": "SegFormer"})
+    refused("missing or damaged; copy the folder again", architecture={"name": "SegFormer"})
     refused(r"model\.safetensors: damaged", sha256="0" * 64)
     (copied / "best" / "model.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a model of this isicdist"):
+    with pytest.raises(CheckpointError, match="missing or damaged; copy the folder again"):
         evaluate(copied, str(shard_set), "test")
     with pytest.raises(CheckpointError, match="there is no such folder"):
         evaluate(tmp_path / "nowhere", str(shard_set), "test")

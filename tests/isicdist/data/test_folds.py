@@ -65,6 +65,10 @@ def test_groups_and_duplicates_are_in_one_fold(archive, tmp_path):
     duplicates.write_text(duplicates.read_text().splitlines()[0] + "\n")
     with pytest.raises(ShardSetError, match="0 pairs of duplicates, but the index counts 1"):
         open_fold(shards, Fold(number=1, count=4))
+    for damaged in (b"\xff", b"key,duplicate_of,same\na,b,near\n", b"key,duplicate_of,same,distance\na,b,near,x\n"):
+        duplicates.write_bytes(damaged)
+        with pytest.raises(ShardSetError, match="not a list of duplicates"):
+            open_fold(shards, Fold(number=1, count=4))
 
 
 def test_the_fold_of_a_group_is_golden():
@@ -100,9 +104,9 @@ def test_a_run_on_a_fold_is_scored_on_its_own_held_out_images(python, shard_set,
         assert "it has seen images of" in refused.stderr
 
 
-def test_a_model_of_the_val_split_has_seen_the_images_of_folds():
+def test_a_model_of_the_val_split_has_seen_the_images_of_folds(shard_set):
     run = Path(__file__).parents[2] / "golden" / "run-0.1"
     from isicdist.evaluate import evaluate
 
     with pytest.raises(UsageError, match="trained without --fold, so that it has seen images of fold_1_of_5"):
-        evaluate(run, "unread", "test", fold=Fold.parse("1/5"))
+        evaluate(run, str(shard_set), Fold.parse("1/5"))

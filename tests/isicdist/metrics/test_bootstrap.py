@@ -65,6 +65,31 @@ def test_a_paired_difference_is_the_percentiles_of_the_resampled_differences():
     assert values[1949] - 1e-12 <= high <= values[1950] + 1e-12
 
 
+def test_images_of_a_group_are_resampled_together():
+    rows = rows_of(40)
+    pairs = np.repeat(rows, 2, axis=0)  # each image twice: no more is known than of 40 images
+    pairs[:, 0] = np.arange(80)
+    groups = [f"lesion {number // 2}" for number in range(80)]
+    for name, interval in bootstrap_intervals(rows, DIGEST).items():
+        assert bootstrap_intervals(pairs, DIGEST, groups)[name] == pytest.approx(interval)
+    low, high = bootstrap_intervals(pairs, DIGEST)["mean_dice"]
+    grouped_low, grouped_high = bootstrap_intervals(pairs, DIGEST, groups)["mean_dice"]
+    assert grouped_high - grouped_low == pytest.approx(math.sqrt(2) * (high - low), rel=0.15)
+    assert bootstrap_intervals(rows, DIGEST, [str(number) for number in range(40)]) == bootstrap_intervals(rows, DIGEST)
+
+    first, second = np.random.default_rng(1).random((2, 40))
+    twice = paired_difference(np.repeat(first, 2), np.repeat(second, 2), DIGEST, groups)
+    once = paired_difference(first, second, DIGEST)
+    assert (twice.n, twice.groups) == (80, 40)
+    assert twice.interval_95 == pytest.approx(once.interval_95)
+
+
+def test_a_few_images_show_no_clear_difference():
+    first = np.random.default_rng(1).random(19)
+    assert paired_difference(first, first + 0.1, DIGEST).interval_95[0] > 0
+    assert not paired_difference(first, first + 0.1, DIGEST).is_clear
+
+
 def test_pairing_shows_a_small_difference_between_images_of_very_different_difficulty():
     generator = np.random.default_rng(1)
     first = generator.random(200)

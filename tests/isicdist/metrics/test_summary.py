@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -21,7 +22,7 @@ from isicdist.metrics.thresholds import CurveSummary
 
 DIGEST = "5c89b6f2" * 8
 COUNTS = DiceSummary.of(np.array([[0, 6, 2, 2], [1, 0, 0, 0], [2, 13, 4, 3]]))
-SCORES = ResolutionScores.of(COUNTS, DIGEST)
+SCORES = ResolutionScores.of(COUNTS, DIGEST, None)
 
 
 def summary_with(original: ResolutionScores | None, tuned: float = 0.25) -> EvaluationSummary:
@@ -31,13 +32,16 @@ def summary_with(original: ResolutionScores | None, tuned: float = 0.25) -> Eval
         resolution=64,
         model_step=7,
         tta="off",
+        relation="held out",
+        precision="bf16",
+        models=("ab",),
         at_default=ThresholdSummary(threshold=0.5, network=SCORES, original=original),
         at_tuned=ThresholdSummary(threshold=tuned, network=SCORES, original=original),
         thresholds=CurveSummary(
             best_threshold=0.25, best_pooled_dice=0.75, average_precision=0.5, calibration_error=0.125
         ),
-        lesion_area_quartiles=(AreaScores(least_area=0.0, largest_area=0.5, **COUNTS.scores()),),
-        subgroups=SubgroupSummary(column="sex", groups=(SubgroupScores(value="", **COUNTS.scores()),)),
+        lesion_area_quartiles=(AreaScores.of(COUNTS, DIGEST, None, least_area=0.0, largest_area=0.5),),
+        subgroups=SubgroupSummary(column="sex", groups=(SubgroupScores.of(COUNTS, DIGEST, ["a", "b", "a"], value=""),)),
     )
 
 
@@ -51,11 +55,38 @@ def test_a_summary_is_read_back(original):
     assert list(summary.at_default.by_resolution()) == (["network", "original"] if original else ["network"])
 
 
-def test_an_older_file_names_the_tuned_threshold_otherwise():
+def test_an_older_file_names_the_tuned_threshold_otherwise_and_says_less():
     summary = summary_with(None)
     written = summary.to_json()
     written["own_threshold"] = written.pop("tuned_threshold")
-    assert EvaluationSummary.from_json(written) == summary
+    for name in ("relation", "precision", "models"):
+        del written[name]
+    (part,) = written["lesion_area_quartiles"]
+    del part["groups"], part["interval_95"]
+    read = EvaluationSummary.from_json(written)
+    assert (read.at_default, read.at_tuned) == (summary.at_default, summary.at_tuned)
+    assert (read.relation, read.precision, read.models) == ("unknown", "", ())
+    assert (read.lesion_area_quartiles[0].n, read.lesion_area_quartiles[0].interval_95) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("relation", "groups", "cautions"),
+    [
+        ("held out", 50, []),
+        ("held out", 49, ["fewer than 50"]),
+        ("chosen on", 50, ["chosen on these images"]),
+        ("trained on", 3, ["no scores of unseen ones", "fewer than 50"]),
+        ("unknown", 50, ["not recorded"]),
+    ],
+)
+def test_a_reader_is_told_what_makes_a_score_less_than_it_seems(relation, groups, cautions):
+    summary = summary_with(None)
+    network = dataclasses.replace(SCORES, n=60, groups=groups)
+    at_default = dataclasses.replace(summary.at_default, network=network)
+    found = dataclasses.replace(summary, relation=relation, at_default=at_default)
+    assert len(found.cautions()) == len(cautions)
+    assert all(words in caution for words, caution in zip(cautions, found.cautions(), strict=True))
+    assert found.images == f"60 images in {groups} groups, which are resampled"
 
 
 def test_the_same_threshold_is_listed_once():

@@ -82,7 +82,7 @@ def test_metadata_of_a_training_run_name_its_shard_set(shard_set):
         ({"architecture": {"base_channels": 2, "deep_supervision": False}}, "another network"),
         ({"architecture": {"base_channels": 0}}, "base_channels is 0"),
         ({"architecture": {"channels": 2}}, "channels"),
-        ({"architecture": None}, "not a model"),
+        ({"architecture": None}, "missing or damaged"),
         ({"sha256": "0"}, "damaged"),
         ({"threshold": None}, "float"),
         ({"fit": "squeeze"}, "squeeze"),

@@ -41,7 +41,7 @@ def test_the_shard_set_is_what_the_config_records(tmp_path, make_run):
     assert (recorded.splits, recorded.counts.reasons) == ({"train": 3, "val": 1}, {"no_mask": 2})
     assert RunFiles.read(make_run(tmp_path / "older"), name="run").dataset is None
     damaged = RunFiles.read(make_run(tmp_path / "damaged", dataset={"splits": {}}), name="run")
-    with pytest.raises(CheckpointError, match=r"config\.json: damaged, its dataset is not of a shard set"):
+    with pytest.raises(CheckpointError, match=r"config\.json: missing or damaged; copy the run again"):
         _ = damaged.dataset
 
 
@@ -79,8 +79,17 @@ def test_a_missing_or_damaged_file_is_named(evaluation, name, attribute, content
         getattr(Evaluation.read(evaluation), attribute)
 
 
+def test_a_config_without_a_setting_that_the_report_names_is_refused(run):
+    (run / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: missing or damaged; copy the run again"):
+        RunFiles.read(run, name="run")
+    (run / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: missing or damaged; .* \(no 'batch\.global_size'\)"):
+        RunFiles.read(run, name="run")
+
+
 def test_a_damaged_model_json_is_named(run):
     assert RunFiles.read(run, name="run").model is not None
     (run / "best" / "model.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"model\.json: damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.json: missing or damaged"):
         _ = RunFiles.read(run, name="run").model

@@ -58,7 +58,7 @@ def test_an_evaluation_of_an_earlier_model_is_pointed_out(run, shard_set):
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_step": 1}))
     assert "test was evaluated at step 1: evaluate it again" in shown(run)
     path.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"summary\.json: of an older isicdist; evaluate the split again"):
+    with pytest.raises(CheckpointError, match=r"summary\.json: missing or damaged; evaluate the split again"):
         shown(run)
 
 
@@ -68,9 +68,6 @@ def test_a_report_of_no_run_or_an_empty_one_is_refused(tmp_path):
     with Tracker.open(tmp_path, {}, main=True, total_steps=3):
         pass
     with pytest.raises(CheckpointError, match="nothing is logged in it yet"):
-        report([tmp_path], QUIET)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json: damaged, not JSON"):
         report([tmp_path], QUIET)
 
 
