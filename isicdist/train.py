@@ -255,7 +255,7 @@ class Trainer:
                 self.shards,
                 step=self.state.step,
                 score=ValidationScore(split=self.val_split.name, mean_dice=summary.mean_dice),
-                threshold=curve.best_threshold,
+                threshold=curve.tuned_threshold,
             )
             seen = SeenImages.of(self.train_split, self.val_split)
             self.accelerator.on_main_process(save_best)(self.run_folder, self.ema.model, metadata, seen)

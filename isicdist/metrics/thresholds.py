@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 BINS = 256
+TOLERANCE = 0.001
+"""Pooled Dice by which a threshold must be better than one nearer to 0.5. The curve of a trained network is flat, and
+its maximum noise: thresholds of 0.46 and 0.67 that were the best on val cost 0.0002 and 0.0015 of mean Dice on test."""
 
 
 class ThresholdReduction:
@@ -115,6 +118,13 @@ class ThresholdCurve:
         dice = self.dice[1:]
         highest = 1 + np.flatnonzero(dice == dice.max())
         return int(min(highest, key=lambda k: abs(k - BINS // 2))) / BINS
+
+    @property
+    def tuned_threshold(self) -> float:
+        """Threshold to predict at: the nearest to 0.5 whose pooled Dice is within `TOLERANCE` of the highest."""
+        dice = self.dice[1:]
+        good = 1 + np.flatnonzero(dice >= dice.max() - TOLERANCE)
+        return int(min(good, key=lambda k: abs(k - BINS // 2))) / BINS
 
     @property
     def average_precision(self) -> float:

@@ -60,7 +60,7 @@ class ModelMetadata:
     std: tuple[float, ...] = STD
     """Standard deviation of each channel, by which the input is divided."""
     threshold: float = 0.5
-    """Probability above which a pixel is lesion: that of the highest pooled Dice on the validation split."""
+    """Probability above which a pixel is lesion: tuned on the validation split (`ThresholdCurve.tuned_threshold`)."""
     score: ValidationScore
     step: int
     """Optimizer updates before this model."""

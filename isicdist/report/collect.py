@@ -49,6 +49,10 @@ class PerImageScores:
 
     keys: tuple[str, ...]
     """Key of each image (its ISIC id)."""
+    groups: tuple[str, ...]
+    """Group of each image; in tables of older versions its key."""
+    original_sizes: np.ndarray
+    """(height, width) of each original in pixels, float64 (n, 2)."""
     lesion_areas: np.ndarray
     """Share of each image that is lesion, float64 (n,)."""
     tuned_dice: np.ndarray
@@ -57,6 +61,10 @@ class PerImageScores:
     """Dice at 0.5 and the network's resolution, float64 (n,)."""
     original_dice: np.ndarray | None
     """Dice at 0.5 and the original resolution, float64 (n,); None for a split without original masks."""
+    network_lesions: np.ndarray
+    """Lesion pixels of each mask at the network's resolution, float64 (n,)."""
+    original_lesions: np.ndarray | None
+    """The same at the original resolution."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -72,10 +80,14 @@ class PerImageScores:
 
         return cls(
             keys=tuple(row["id"] for row in rows),
+            groups=tuple(row.get("group", row["id"]) for row in rows),
+            original_sizes=np.stack([column("original_height"), column("original_width")], axis=1),
             lesion_areas=column("lesion_area"),
             tuned_dice=column(f"{tuned}_original_dice" if has_original else f"{tuned}_dice"),
             network_dice=column("dice"),
             original_dice=column("original_dice") if has_original else None,
+            network_lesions=column("tp") + column("fn"),
+            original_lesions=column("original_tp") + column("original_fn") if has_original else None,
         )
 
 
@@ -180,7 +192,12 @@ class RunFiles:
     def outdated(self) -> list[EvaluationSummary]:
         """The evaluations of a model that is no longer the best one."""
         summaries = [evaluation.summary for evaluation in self.evaluations.values()]
-        return [each for each in summaries if self.best and each.model_step != self.best.step]
+        return [each for each in summaries if self._is_outdated(each)]
+
+    def _is_outdated(self, summary: EvaluationSummary) -> bool:
+        # Older versions recorded no hash of the model.
+        another = self.model is not None and bool(summary.models) and summary.models != (self.model.sha256,)
+        return another or (self.best is not None and summary.model_step != self.best.step)
 
     @property
     def precision(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from isicdist.config import flat_settings
 from isicdist.metrics.bootstrap import PairedDifference, paired_difference
-from isicdist.report.collect import Evaluation, RunFiles
+from isicdist.report.collect import PerImageScores, RunFiles
 
 ABSENT = "–"
 """Stands for a setting that a run does not record."""
@@ -38,7 +38,9 @@ class Comparison:
     resolution: str
     """original or network: where Dice was counted."""
     result: PairedDifference | None
-    """At threshold 0.5; None where the runs were evaluated on other images."""
+    """At threshold 0.5; None where the runs cannot be compared."""
+    obstacle: str
+    """Reason why they cannot be; empty where they can."""
 
 
 def differing_settings(runs: Sequence[RunFiles]) -> list[Setting]:
@@ -58,29 +60,49 @@ def compare_runs(runs: Sequence[RunFiles]) -> list[Comparison]:
 
 
 def _compare(split: str, first: RunFiles, second: RunFiles) -> Comparison:
-    scores = [run.evaluations[split].per_image for run in (first, second)]
-    use_original = all(each.original_dice is not None for each in scores)
-    dice = [_dice_by_key(run.evaluations[split], original=use_original) for run in (first, second)]
-    result = None
-    # At the network's resolution only the same shard set gives both the same question.
-    digests = {run.evaluations[split].summary.data_digest for run in (first, second)}
-    same_masks = use_original or len(digests) == 1
-    if dice[0].keys() == dice[1].keys() and same_masks:
-        paired = [np.array([each[key] for key in dice[0]]) for each in dice]
-        result = paired_difference(paired[0], paired[1], first.evaluations[split].summary.data_digest)
+    evaluations = [run.evaluations[split] for run in (first, second)]
+    use_original = all(each.per_image.original_dice is not None for each in evaluations)
+    result, obstacle = None, _obstacle(split, (first, second), original=use_original)
+    if not obstacle:
+        scores = [each.per_image for each in evaluations]
+        dice = [_aligned(each, each.original_dice if use_original else each.network_dice) for each in scores]
+        groups = np.array(scores[0].groups)[np.argsort(scores[0].keys)].tolist()
+        result = paired_difference(dice[0], dice[1], evaluations[0].summary.data_digest, groups)
     return Comparison(
         split=split,
         first=first.name,
         second=second.name,
         resolution="original" if use_original else "network",
         result=result,
+        obstacle=obstacle,
     )
 
 
-def _dice_by_key(evaluation: Evaluation, *, original: bool) -> dict[str, float]:
-    scores = evaluation.per_image
-    dice = scores.original_dice if original and scores.original_dice is not None else scores.network_dice
-    return dict(zip(scores.keys, dice.tolist(), strict=True))
+def _obstacle(split: str, runs: Sequence[RunFiles], *, original: bool) -> str:
+    """Say why the scores of two runs on a split are not of the same images and masks in the same way, else nothing."""
+    first, second = (run.evaluations[split] for run in runs)
+    outdated = [run.name for run in runs if run.evaluations[split].summary in run.outdated]
+    if outdated:
+        return f"of an earlier model of {outdated[0]}; evaluate it again"
+    if first.summary.tta != second.summary.tta:
+        return f"test-time augmentation {first.summary.tta} and {second.summary.tta}"
+    one, other = first.per_image, second.per_image
+    if sorted(one.keys) != sorted(other.keys):
+        return "evaluated on other images"
+    # One key may be of a photograph in one set, and of a crop of it in another.
+    lesions = [_aligned(each, each.original_lesions if original else each.network_lesions) for each in (one, other)]
+    sizes = [_aligned(each, each.original_sizes) for each in (one, other)]
+    same_masks = np.array_equal(lesions[0], lesions[1]) and np.array_equal(sizes[0], sizes[1])
+    # At the network's resolution only one shard set has the same pixels.
+    if not (same_masks and (original or first.summary.data_digest == second.summary.data_digest)):
+        return "evaluated on other masks or photographs of these images"
+    return ""
+
+
+def _aligned(scores: PerImageScores, column: np.ndarray | None) -> np.ndarray:
+    """Order a column (n, ...) by the keys of the images."""
+    assert column is not None
+    return column[np.argsort(scores.keys)]
 
 
 def _text(value: Any) -> str:

@@ -114,13 +114,12 @@ def calibration_chart(evaluations: Mapping[str, Evaluation]) -> Chart:
 
 
 def calibration_curve(thresholds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Pool the bins of thresholds.csv: (probability, share of lesion), both (k,); bins without a pixel are left out."""
-    pixels, lesion = (
-        thresholds[name].reshape(CALIBRATION_BINS, -1).sum(axis=1) for name in ("bin_pixels", "bin_lesion_pixels")
-    )
-    middles = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
-    used = pixels > 0
-    return middles[used], lesion[used] / pixels[used]
+    """Pool the bins of thresholds.csv: (mean probability, share of lesion), both (k,); empty bins are left out."""
+    pixels, lesion = (thresholds[name].reshape(CALIBRATION_BINS, -1) for name in ("bin_pixels", "bin_lesion_pixels"))
+    probabilities = thresholds["threshold"].reshape(pixels.shape) + 0.5 / pixels.size  # the middles of the fine bins
+    total = pixels.sum(axis=1)
+    used = total > 0
+    return (probabilities * pixels).sum(axis=1)[used] / total[used], lesion.sum(axis=1)[used] / total[used]
 
 
 def lesion_size_chart(evaluations: Mapping[str, Evaluation]) -> Chart:

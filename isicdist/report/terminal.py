@@ -45,7 +45,7 @@ def _score_table(run: RunFiles) -> Table:
     for name in ("threshold", "n", *SCORE_NAMES):
         table.add_column(name.replace("_", "\n"), justify="right")
     if run.best:
-        table.add_row(f"{run.best.split} (best)", "network", "0.5", *_cells(run.best.to_json()))
+        table.add_row(f"{run.validation_split} (best)", "network", "0.5", *_cells(run.best.to_json()))
     for evaluation in run.evaluations.values():
         summary, excluded = evaluation.summary, evaluation.summary.without_excluded
         rows = [(summary.split, scored) for scored in summary.by_threshold()]

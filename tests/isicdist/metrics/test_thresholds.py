@@ -111,6 +111,17 @@ def test_of_thresholds_that_are_as_good_the_nearest_to_a_half_is_chosen():
     assert ThresholdCurve(on=0 * on, off=0 * off).best_threshold == 0.5
 
 
+def test_a_threshold_is_tuned_only_where_that_gains_more_than_noise():
+    on, off = np.zeros(BINS, dtype=np.int64), np.zeros(BINS, dtype=np.int64)
+    on[255], off[[130, 200]] = 10_000, (5, 50)  # pooled Dice 20000 / 20055 at 0.5, /20050 from 131/256, 1 from 201/256
+    curve = ThresholdCurve(on=on, off=off)
+    assert curve.best_threshold == 201 / BINS
+    assert curve.tuned_threshold == 201 / BINS
+    off[200] = 10
+    assert ThresholdCurve(on=on, off=off).best_threshold == 201 / BINS
+    assert ThresholdCurve(on=on, off=off).tuned_threshold == 0.5
+
+
 def test_calibration_error_is_small_where_probabilities_hold_and_large_where_they_do_not():
     total = np.full(BINS, 512, dtype=np.int64)
     on = 2 * np.arange(BINS, dtype=np.int64) + 1  # the bin's middle, exactly

@@ -55,6 +55,47 @@ def test_the_order_of_the_images_does_not_matter_but_which_they_are(tmp_path, ev
     assert compare_runs(RunFiles.read_all([first, second]))[0].result is None
 
 
+def change_table(run, change) -> None:
+    table = run / "evaluation" / "test" / "per_image.csv"
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, **change(row)} for row in rows)
+
+
+def change_summary(run, **changes) -> None:
+    path = run / "evaluation" / "test" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "obstacle"),
+    [
+        (lambda run: change_table(run, lambda row: {"original_width": 7}), "other masks or photographs"),
+        (lambda run: change_table(run, lambda row: {"original_fn": int(row["original_fn"]) + 1}), "other masks"),
+        (lambda run: change_summary(run, tta="d4"), "test-time augmentation off and d4"),
+        (lambda run: change_summary(run, models=["ab"]), "of an earlier model of <b>second; evaluate it again"),
+    ],
+)
+def test_scores_that_are_not_of_the_same_question_are_not_compared(tmp_path, evaluated_runs, change, obstacle):
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in evaluated_runs)
+    change(second)
+    (found,) = compare_runs(RunFiles.read_all([first, second]))
+    assert found.result is None
+    assert obstacle in found.obstacle
+
+
+def test_images_of_a_group_are_resampled_together_in_a_comparison(tmp_path, evaluated_runs):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in evaluated_runs]
+    for run in runs:
+        change_table(run, lambda row: {"group": row["id"][:-1]})
+    (found,) = compare_runs(RunFiles.read_all(runs))
+    assert found.result is not None
+    assert 1 <= found.result.groups < found.result.n
+
+
 def test_network_resolutions_are_compared_on_one_shard_set_only(tmp_path, evaluated_runs):
     first, second = (shutil.copytree(run, tmp_path / run.name) for run in evaluated_runs)
     table = second / "evaluation" / "test" / "per_image.csv"

@@ -78,8 +78,8 @@ def test_the_calibration_curve_is_the_share_of_lesion_by_probability():
     off[[3, 255]] = 9, 8
     rows = ThresholdCurve(on=on, off=off).table()
     probabilities, shares = calibration_curve({name: np.array([row[name] for row in rows]) for name in rows[0]})
-    # Bins without a pixel are left out.
-    assert probabilities.tolist() == [0.5 / 16, 15.5 / 16]
+    # Bins without a pixel are left out; a point is at the mean probability of its pixels.
+    assert probabilities == pytest.approx([(1 * 0.5 + 9 * 3.5 + 2 * 15.5) / 12 / 256, 255.5 / 256])
     assert shares.tolist() == [3 / 12, 8 / 16]
 
 
