@@ -148,7 +148,7 @@ def evaluate(
     from rich.console import Console
 
     from isicdist.evaluate import evaluate as command
-    from isicdist.metrics.results import show
+    from isicdist.metrics.tables import show_evaluation
 
     if split and fold:
         raise UsageError("--split and --fold: give one of the two; a fold is a part of train and val")
@@ -157,7 +157,7 @@ def evaluate(
     if result is None:  # a process that is not the main one
         return
     results, out = result
-    show(results.summary, Console())
+    show_evaluation(results.summary, Console())
     print(f"written to {out}")
 
 

@@ -24,8 +24,9 @@ from isicdist.config import Fold, TrainConfig, flat_settings
 from isicdist.data.folds import open_folds
 from isicdist.distributed.agree import StopSignal
 from isicdist.errors import reading
-from isicdist.metrics.pooled import POOLED_NAME, per_image_of, pool_scores, show_pooled
+from isicdist.metrics.pooled import POOLED_NAME, per_image_of, pool_scores
 from isicdist.metrics.results import PER_IMAGE_NAME
+from isicdist.metrics.tables import show_pooled
 from isicdist.training.tracking import CONFIG_NAME
 from shards.errors import UsageError
 from shards.format import parse_json

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from isicdist.config import Fold
 from isicdist.errors import reading
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary
-from isicdist.metrics.results import PER_IMAGE_NAME, with_interval
+from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.summary import ResolutionScores
 from shards.files import write_file
 from shards.format import parse_json
@@ -105,24 +103,6 @@ def read_pooled(runs: Path) -> dict[str, PooledScores]:
     with reading(runs / POOLED_NAME, "run the same isicdist crossval again"):
         scores: Mapping[str, Any] = parse_json((runs / POOLED_NAME).read_bytes())["scores"]
         return {setting: PooledScores.from_json(value) for setting, value in scores.items()}
-
-
-def show_pooled(scores: Mapping[str, PooledScores], console: Console) -> None:
-    """Print the pooled scores of all held-out images, and their spread over the folds."""
-    first = next(iter(scores.values()))
-    table = Table(
-        title=f"{first.pooled.n} held-out images of {len(first.of_folds)} folds: 95 % interval, deviation over folds"
-    )
-    table.add_column("score")
-    table.add_column("all images", justify="right")
-    table.add_column("of a fold", justify="right")
-    for setting, each in scores.items():
-        table.add_section()
-        table.add_row(setting, style="bold")
-        for name in SCORE_NAMES:
-            spread = f"{each.mean(name):.4f} ± {each.deviation(name):.4f}"
-            table.add_row(name.replace("_", " "), with_interval(each.pooled, name), spread)
-    console.print(table)
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

@@ -1,11 +1,10 @@
-"""Results of an evaluation: the files summary.json, per_image.csv and thresholds.csv, and tables for the terminal."""
+"""Results of an evaluation: the files summary.json, per_image.csv and thresholds.csv."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from isicdist.config import Tta
-from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
+from isicdist.metrics.dice import DiceSummary, per_image_scores
 from isicdist.metrics.summary import (
     SUMMARY_NAME,
     AreaScores,
@@ -237,81 +234,6 @@ class Results:
             if scores.original:
                 columns |= _columns(scores.original, f"{prefix}original_")
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def show(summary: EvaluationSummary, console: Console) -> None:
-    """Print an evaluation: scores with confidence intervals, scores by lesion area and subgroup, thresholds."""
-    title = f"{summary.split}: {summary.images}, 95 % bootstrap confidence interval"
-    console.print(_score_table(title, summary.by_threshold()))
-    for caution in summary.cautions():
-        console.print(f"note: {caution}", soft_wrap=True)
-    if summary.without_excluded:
-        excluded = summary.without_excluded
-        title = f"Without the {len(excluded.keys)} of them that {excluded.table} excludes"
-        console.print(_score_table(title, excluded.by_threshold()))
-    if summary.ensemble:
-        console.print(_ensemble_table(summary.ensemble))
-
-    finest = list(summary.at_tuned.by_resolution())[-1]
-    setting = f"{finest} resolution, threshold {summary.at_tuned.threshold:.4g}"
-    areas = [(f"{part.least_area:.1%} to {part.largest_area:.1%}", part) for part in summary.lesion_area_quartiles]
-    console.print(_group_table("lesion area", areas, setting))
-    if summary.subgroups:
-        groups = [(group.value or "(none)", group) for group in summary.subgroups.groups]
-        console.print(_group_table(summary.subgroups.column, groups, setting))
-
-    curve = summary.thresholds
-    console.print(
-        f"the model's own threshold is {summary.at_tuned.threshold:.4g}; here pooled Dice is best at "
-        f"{curve.best_threshold:.4g} ({curve.best_pooled_dice:.4f}); average precision "
-        f"{curve.average_precision:.4f}, calibration error {curve.calibration_error:.4f}",
-        soft_wrap=True,
-    )
-
-
-def _score_table(title: str, scored: Sequence[ThresholdSummary]) -> Table:
-    table = Table(title=title)
-    table.add_column("score")
-    for resolution in scored[0].by_resolution():
-        table.add_column(f"{resolution} resolution", justify="right")
-    for each in scored:
-        table.add_section()
-        table.add_row(f"threshold {each.threshold:.4g}", style="bold")
-        for name in SCORE_NAMES:
-            cells = (with_interval(scores, name) for scores in each.by_resolution().values())
-            table.add_row(name.replace("_", " "), *cells)
-    return table
-
-
-def _ensemble_table(ensemble: EnsembleSummary) -> Table:
-    table = Table(title="Gain of the ensemble over each model in mean Dice: threshold 0.5, network resolution")
-    table.add_column("model")
-    for name in ("mean Dice alone", "gain", "95 % interval, paired"):
-        table.add_column(name, justify="right")
-    rows = [(each.run, each.mean_dice, each.gain) for each in ensemble.members]
-    mean = math.fsum(each.mean_dice for each in ensemble.members) / len(ensemble.members)
-    for run, dice, gain in (*rows, ("mean of the models", mean, ensemble.gain)):
-        low, high = gain.interval_95
-        table.add_row(run, f"{dice:.4f}", f"{gain.difference:+.4f}", f"{low:+.4f} to {high:+.4f}")
-    return table
-
-
-def _group_table(grouped_by: str, groups: Sequence[tuple[str, ResolutionScores]], setting: str) -> Table:
-    table = Table(title=f"By {grouped_by}, {setting}")
-    for name in (grouped_by, "n", *SCORE_NAMES):
-        table.add_column(name.replace("_", "\n"), justify="right")
-    for label, scores in groups:
-        others = (f"{getattr(scores, name):.4f}" for name in SCORE_NAMES if name != "mean_dice")
-        table.add_row(label, str(scores.n), with_interval(scores, "mean_dice"), *others)
-    return table
-
-
-def with_interval(scores: ResolutionScores, name: str) -> str:
-    """Format a score with its confidence interval, where there is one."""
-    if name not in scores.interval_95:
-        return f"{getattr(scores, name):.4f}"
-    low, high = scores.interval_95[name]
-    return f"{getattr(scores, name):.4f} ({low:.4f} to {high:.4f})"
 
 
 def _columns(summary: DiceSummary, prefix: str) -> dict[str, list[Any]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from isicdist.metrics.pooled import POOLED_NAME, show_pooled
-from isicdist.metrics.results import show as show_evaluation
+from isicdist.metrics.pooled import POOLED_NAME
+from isicdist.metrics.tables import show_evaluation, show_pooled
 from isicdist.report.collect import CrossValidation, RunFiles
 from isicdist.report.terminal import print_run
 from shards.errors import UsageError

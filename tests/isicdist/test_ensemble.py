@@ -18,8 +18,8 @@ from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate
 from isicdist.export import export_onnx
 from isicdist.metrics.dice import per_image_scores
-from isicdist.metrics.results import show
 from isicdist.metrics.summary import EvaluationSummary
+from isicdist.metrics.tables import show_evaluation
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.ensemble import load_ensemble
 from isicdist.network.unet import ImprovedUNet
@@ -81,7 +81,7 @@ def test_a_cross_validation_is_scored_as_the_mean_of_its_models_and_against_each
     mean = float(np.mean(alone))
     assert summary.ensemble.gain.difference == pytest.approx(summary.at_default.network.mean_dice - mean)
     text = io.StringIO()
-    show(summary, Console(file=text, width=120))
+    show_evaluation(summary, Console(file=text, width=120))
     assert "mean of the models" in text.getvalue()
 
 

@@ -25,8 +25,8 @@ from isicdist.errors import CheckpointError, TrainingError
 from isicdist.evaluate import evaluate, relate
 from isicdist.metrics import figures
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
-from isicdist.metrics.results import show
 from isicdist.metrics.summary import EvaluationSummary
+from isicdist.metrics.tables import show_evaluation
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.ensemble import load_ensemble
 from isicdist.network.seen import SeenImages
@@ -177,7 +177,7 @@ def test_a_split_without_original_masks_has_the_networks_scores_alone(run):
 def test_the_tables_show_what_was_written(run, split, columns):
     text = io.StringIO()
     record = summary_of(run, split)
-    show(EvaluationSummary.from_json(record), Console(file=text, width=80))
+    show_evaluation(EvaluationSummary.from_json(record), Console(file=text, width=80))
     lines = text.getvalue().splitlines()
     official = [line for line in lines if "thresholded jaccard" in line]
     for line, scored in zip(official, (record, record["tuned_threshold"]), strict=True):
@@ -193,7 +193,7 @@ def test_a_model_whose_threshold_is_a_half_shows_its_scores_once(run):
     record = summary_of(run)
     text = io.StringIO()
     same = {**record, "tuned_threshold": {name: record[name] for name in ("threshold", *RESOLUTIONS)}}
-    show(EvaluationSummary.from_json(same), Console(file=text))
+    show_evaluation(EvaluationSummary.from_json(same), Console(file=text))
     assert text.getvalue().count("thresholded jaccard") == 1
 
 
@@ -261,7 +261,7 @@ def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):
         assert group["n"] == len(dice)
         assert group["mean_dice"] == pytest.approx(np.mean(dice))
     text = io.StringIO()
-    show(EvaluationSummary.from_json(summary_of(run)), Console(file=text, width=120))
+    show_evaluation(EvaluationSummary.from_json(summary_of(run)), Console(file=text, width=120))
     assert "(none)" in text.getvalue()
 
     with pytest.raises(UsageError, match=r"write FILE\.csv:COLUMN"):
@@ -290,7 +290,7 @@ def test_excluded_images_are_scored_and_the_scores_without_them_added(run, shard
     assert without["tuned_threshold"]["threshold"] == TUNED
     assert json.loads(json.dumps(EvaluationSummary.from_json(record).to_json())) == record
     text = io.StringIO()
-    show(EvaluationSummary.from_json(record), Console(file=text, width=120))
+    show_evaluation(EvaluationSummary.from_json(record), Console(file=text, width=120))
     assert "Without the 2 of them that review.csv excludes" in text.getvalue()
     table.write_text("id\n" + "".join(f"{row['id']}\n" for row in rows))
     with pytest.raises(UsageError, match="it excludes all images of val"):
