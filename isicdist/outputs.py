@@ -13,15 +13,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from isicdist.metrics.examples import PREDICTION_COLOUR
 from shards.errors import SourceError
 from shards.files import atomic_file, remove_temporary_files, write_file
-from shards.geometry import mask_outline
+from shards.geometry import draw_outline
 from shards.inputs.match import MASK_SUFFIX
 from shards.inputs.source import File
 
 PROBABILITIES, OVERLAYS = FOLDERS = ("probabilities", "overlays")
-OUTLINE_COLOUR = (0, 229, 255)
-"""RGB; a colour that skin does not have."""
 OUTLINE_SHARE = 1 / 400
 """Width of the outline, as a share of the picture's longer side."""
 JPEG_QUALITY = 90
@@ -69,7 +68,7 @@ class Outputs:
         if self.probabilities:
             write_file(self._probabilities(stem), _png((np.ceil(probs * 256) - 1).clip(0, 255).astype(np.uint8)))
         if picture is not None:
-            write_file(self._overlay(stem), simplejpeg.encode_jpeg(draw_outline(picture, mask), quality=JPEG_QUALITY))
+            write_file(self._overlay(stem), simplejpeg.encode_jpeg(overlay_of(picture, mask), quality=JPEG_QUALITY))
         write_file(self._mask(stem), _png(mask.view(np.uint8) * np.uint8(255)))
 
     def _requested(self, stem: str) -> list[Path]:
@@ -86,10 +85,10 @@ class Outputs:
         return self.folder / OVERLAYS / f"{stem}.jpg"
 
 
-def draw_outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def overlay_of(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Copy `picture` (H, W, 3) uint8 and draw the outline of `mask` (H, W) bool on it."""
     out = picture.copy()
-    out[mask_outline(mask, max(1, round(max(mask.shape) * OUTLINE_SHARE)))] = OUTLINE_COLOUR
+    draw_outline(out, mask, PREDICTION_COLOUR, max(1, round(max(mask.shape) * OUTLINE_SHARE)))
     return out
 
 

@@ -84,6 +84,12 @@ class ResizePlan:
             "target": list(self.target),
         }
 
+    @property
+    def aspect_ratio(self) -> float:
+        """Width over height at which the resized image looks as it was taken: a stretched one at its original's."""
+        height, width = self.original if self.mode == "stretch" else self.size
+        return width / height
+
     def resize_image(self, picture: Image.Image) -> np.ndarray:
         """Resize an original RGB picture to (H, W, 3) uint8: bilinear with antialiasing, black outside the target box.
 
@@ -138,6 +144,11 @@ class ResizePlan:
         if size[0] > source[2] - source[0] or size[1] > source[3] - source[1]:
             method = Image.Resampling.BILINEAR  # BOX would only repeat pixels
         return picture.resize(size, method, box=source, reducing_gap=None)
+
+
+def draw_outline(picture: np.ndarray, mask: np.ndarray, colour: str, width: int) -> None:
+    """Draw the outline of `mask` (H, W) bool into `picture` (H, W, 3) uint8 RGB, as #rrggbb and so many pixels wide."""
+    picture[mask_outline(mask, width)] = tuple(bytes.fromhex(colour.removeprefix("#")))
 
 
 def mask_outline(mask: np.ndarray, width: int) -> np.ndarray:

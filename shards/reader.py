@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from shards import codecs, format, layout
 from shards.errors import CorruptShardError, ShardSetError, UsageError
 from shards.format import FileEntry, Index, ShardEntry
+from shards.geometry import ResizePlan
 
 if TYPE_CHECKING:
     from shards.remote.cache import CachedSet, NodeCache
@@ -118,6 +119,13 @@ class Split:
             return format.parse_json(bytes(self.read(index, format.META)))
         except ValueError as error:
             raise self._corrupt(index, format.META, f"is not a sample's JSON ({error})") from error
+
+    def resize_plan(self, index: int) -> ResizePlan:
+        """Give the plan by which the image was resized, and by which a prediction returns to the original's size."""
+        try:
+            return ResizePlan.from_json(self.meta(index)["fit"])
+        except (KeyError, TypeError) as error:
+            raise self._corrupt(index, format.META, "does not say how the image was resized") from error
 
     def open_shard(self, shard: int) -> BinaryIO:
         """Open a shard by its position in `entries`, downloading it if it is remote and not cached.

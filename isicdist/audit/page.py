@@ -11,10 +11,9 @@ from isicdist import __version__
 from isicdist.audit.findings import REASONS, Finding
 from isicdist.audit.held_out import Sample
 from isicdist.metrics.dice import DEFAULT_THRESHOLD
-from isicdist.metrics.figures import PREDICTION, TRUTH
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR
 from shards.data_uri import mask_uri, photo_uri
 from shards.exclusions import KEEP, UNSURE, VERDICT_COLUMN, WRONG
-from shards.geometry import ResizePlan
 from shards.html_page import template_environment
 from shards.reader import ShardSet
 
@@ -41,15 +40,13 @@ class Card:
     @classmethod
     def of(cls, rank: int, finding: Finding, sample: Sample) -> Self:
         """Read a pair and encode its pictures."""
-        plan = ResizePlan.from_json(sample.split.meta(sample.index)["fit"])
-        height, width = plan.original if plan.mode == "stretch" else plan.size
         return cls(
             rank=rank,
             finding=finding,
-            aspect_ratio=width / height,
+            aspect_ratio=sample.split.resize_plan(sample.index).aspect_ratio,
             photo=photo_uri(sample.split.image(sample.index), SIDE),
-            mask=mask_uri(sample.mask(), TRUTH, SIDE),
-            prediction=mask_uri(sample.levels > DEFAULT_THRESHOLD * 255, PREDICTION, SIDE),
+            mask=mask_uri(sample.mask(), TRUTH_COLOUR, SIDE),
+            prediction=mask_uri(sample.levels > DEFAULT_THRESHOLD * 255, PREDICTION_COLOUR, SIDE),
         )
 
 

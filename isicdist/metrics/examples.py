@@ -26,11 +26,15 @@ from isicdist.metrics.results import Results
 from shards.codecs import decode_image, decode_mask, encode_image, encode_mask
 from shards.files import atomic_folder
 from shards.format import KEY_PATTERN, parse_json
-from shards.geometry import ResizePlan
+from shards.geometry import draw_outline
 from shards.reader import Split
 
 Predictor = Callable[[Tensor], Tensor]
 """Function that returns probabilities (B, 1, H, W) float32 in [0, 1] for images (B, 3, H, W) uint8."""
+TRUTH_COLOUR, PREDICTION_COLOUR = "#ffe600", "#00e5ff"
+"""Colours of the outlines of ground truth and prediction, which skin does not have."""
+OUTLINE_SHARE = 1 / 128
+"""Width of an outline, as a share of the image's longer side."""
 EXAMPLES_FOLDER, EXAMPLES_NAME = "examples", "examples.json"
 EXAMPLES = 4
 """Maximum number of images in each group: the worst, the median and the best."""
@@ -58,6 +62,19 @@ class Example:
     """Ground truth, bool (H, W)."""
     prediction: np.ndarray
     """Prediction at that threshold, bool (H, W)."""
+
+    @property
+    def caption(self) -> str:
+        """The key and the score, in one line."""
+        return f"{self.key}  Dice {self.dice:.3f}"
+
+    def outlined(self) -> np.ndarray:
+        """Draw the outlines of ground truth and prediction into a copy of the image, uint8 (H, W, 3)."""
+        picture = self.image.copy()
+        width = max(1, round(max(self.mask.shape) * OUTLINE_SHARE))
+        for mask, colour in ((self.mask, TRUTH_COLOUR), (self.prediction, PREDICTION_COLOUR)):
+            draw_outline(picture, mask, colour, width)
+        return picture
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the pixels, as an entry of examples.json."""
@@ -168,14 +185,12 @@ def _predict_examples(
     images = np.stack([split.image(index) for index in indices])  # (N, H, W, 3)
     probs = predictor(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))[:, 0].cpu().numpy()  # (N, H, W)
     for index, image, prob, score, area in zip(indices, images, probs, dice, lesion_areas, strict=True):
-        plan = ResizePlan.from_json(split.meta(index)["fit"])
-        height, width = plan.original if plan.mode == "stretch" else plan.size
         yield Example(
             group=group,
             key=split.key(index),
             dice=float(score),
             lesion_area=float(area),
-            aspect_ratio=width / height,
+            aspect_ratio=split.resize_plan(index).aspect_ratio,
             image=image,
             mask=split.mask(index) > 0,
             prediction=prob > threshold,

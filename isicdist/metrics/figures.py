@@ -6,20 +6,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from isicdist.metrics.examples import Example
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR, Example
 from shards.files import write_file
-from shards.geometry import mask_outline
-
-TRUTH, PREDICTION = "#ffe600", "#00e5ff"
-OUTLINE_SHARE = 1 / 128
-"""Width of an outline, as a share of the image's longer side."""
 
 
 def draw_examples(examples: Sequence[Example], out: Path) -> None:
@@ -30,23 +22,14 @@ def draw_examples(examples: Sequence[Example], out: Path) -> None:
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (group, row) in zip(grid, rows.items(), strict=True):
         for axis, example in zip(axes, row, strict=True):
-            axis.imshow(example.image)
-            _draw_outline(axis, example.mask, TRUTH)
-            _draw_outline(axis, example.prediction, PREDICTION)
+            axis.imshow(example.outlined())
             axis.set_title(f"{example.key}\nDice {example.dice:.3f}", fontsize=8)
             height, width = example.mask.shape
             axis.set(xticks=[], yticks=[], aspect=width / height / example.aspect_ratio)
         axes[0].set_ylabel(group)
-    lines = [Line2D([], [], color=colour) for colour in (TRUTH, PREDICTION)]
+    lines = [Line2D([], [], color=colour) for colour in (TRUTH_COLOUR, PREDICTION_COLOUR)]
     figure.legend(lines, ["ground truth", "prediction"], loc="outside lower center", ncols=2, facecolor="#8a6a5c")
     _save(figure, out)
-
-
-def _draw_outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
-    """Draw the outline of `mask` (H, W) bool, also where it runs along the image's edge."""
-    layer = np.zeros((*mask.shape, 4))  # RGBA, transparent
-    layer[mask_outline(mask, max(1, round(max(mask.shape) * OUTLINE_SHARE)))] = to_rgba(colour)
-    axis.imshow(layer)
 
 
 def _save(figure: Figure, out: Path) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from isicdist.metrics.dice import DiceReduction, DiceSummary
 from shards import format
-from shards.geometry import ResizePlan
 from shards.reader import Split
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class OriginalReduction:
 
     def _count(self, index: int, prob: np.ndarray) -> list[Row]:
         """Count one image at every threshold: `prob` (H, W) float32 at the network's resolution."""
-        restored = ResizePlan.from_json(self.split.meta(index)["fit"]).restore(prob)
+        restored = self.split.resize_plan(index).restore(prob)
         truth = self.split.original_mask(index)
         assert truth is not None, "the split carries no original masks"
         lesion = truth.astype(bool)  # (H, W)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from isicdist.metrics.examples import Example
-from isicdist.metrics.figures import PREDICTION, TRUTH
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR, Example
 from shards.data_uri import mask_uri, photo_uri
 
 SIDE = 384
@@ -30,6 +29,6 @@ class Picture:
         return cls(
             example=example,
             photo=photo_uri(example.image, SIDE),
-            mask=mask_uri(example.mask, TRUTH, SIDE),
-            prediction=mask_uri(example.prediction, PREDICTION, SIDE),
+            mask=mask_uri(example.mask, TRUTH_COLOUR, SIDE),
+            prediction=mask_uri(example.prediction, PREDICTION_COLOUR, SIDE),
         )

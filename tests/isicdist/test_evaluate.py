@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from matplotlib.colors import to_hex
 from rich.console import Console
 
 from isicdist.config import ModelConfig, TrainConfig
@@ -25,6 +24,7 @@ from isicdist.errors import CheckpointError, TrainingError
 from isicdist.evaluate import evaluate, relate
 from isicdist.metrics import figures
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR
 from isicdist.metrics.summary import EvaluationSummary
 from isicdist.metrics.tables import show_evaluation
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
@@ -240,9 +240,9 @@ def test_the_worst_the_median_and_the_best_images_are_drawn_with_both_outlines(r
     assert worst | best <= shown
     assert rows[len(rows) // 2]["id"] in shown
     assert [axis.get_ylabel() for axis in drawn[0].axes if axis.get_ylabel()] == ["worst", "median", "best"]
-    _, *outlines = (layer.get_array() for layer in drawn[0].axes[0].images)  # (H, W, 4) RGBA over the image
-    colours = [{to_hex(colour) for colour in layer[layer[..., 3] > 0]} for layer in outlines]
-    assert colours == [{figures.TRUTH}, {figures.PREDICTION}]
+    (picture,) = (layer.get_array() for layer in drawn[0].axes[0].images)  # (H, W, 3)
+    colours = {f"#{pixel.tobytes().hex()}" for pixel in picture.reshape(-1, 3)}
+    assert {TRUTH_COLOUR, PREDICTION_COLOUR} <= colours
 
 
 def test_the_values_of_a_column_are_scored_apart(run, shard_set, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from isicdist.config import ModelConfig
 from isicdist.network.best import ModelMetadata, ValidationScore, save_best
 from isicdist.network.unet import ImprovedUNet
-from isicdist.outputs import OUTLINE_COLOUR, Outputs, draw_outline
+from isicdist.outputs import Outputs, overlay_of
 from isicdist.predict import predict
 from shards.errors import SourceError
 from shards.inputs.source import File
@@ -74,10 +74,10 @@ def test_an_image_is_complete_with_all_requested_files_as_new_as_it(tmp_path):
 def test_an_outline_is_drawn_on_a_copy():
     picture, mask = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), bool)
     mask[2:7, 2:7] = True
-    drawn = draw_outline(picture, mask)
+    drawn = overlay_of(picture, mask)
     outline = mask.copy()
     outline[3:6, 3:6] = False
-    assert (drawn[outline] == OUTLINE_COLOUR).all()
+    assert (drawn[outline] == (0, 229, 255)).all()
     assert not drawn[~outline].any()
     assert not picture.any()
 

@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 from isicdist.metrics.thresholds import ThresholdCurve
 from isicdist.training.tracking.client import CURVE_STRIDE, HISTOGRAM_BINS, Client, Position, Values
 from isicdist.training.tracking.events import EvaluationDetails, Note, RunState
-from isicdist.training.tracking.pictures import draw_outlines
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -56,7 +55,7 @@ class TensorBoardLog(Client):
         self._writer.add_histogram(f"{split}/dice", details.dice, step, bins=HISTOGRAM_BINS)  # pyright: ignore[reportArgumentType]
         self._add_threshold_curve(f"{split}/thresholds", details.curve, step)
         for group, examples in details.grouped().items():
-            pictures = np.stack([draw_outlines(example) for example in examples])  # (N, H, W, 3)
+            pictures = np.stack([example.outlined() for example in examples])  # (N, H, W, 3)
             self._writer.add_images(f"{split}/{group}", pictures, step, dataformats="NHWC")
             rows = [f"|{each.key}|{each.dice:.4f}|{each.lesion_area:.4f}|" for each in examples]
             self._writer.add_text(

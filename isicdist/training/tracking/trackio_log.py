@@ -13,7 +13,6 @@ import trackio  # pyright: ignore[reportMissingImports]  an extra
 
 from isicdist.training.tracking.client import HISTOGRAM_BINS, Client, Position, Values, read_or_write_id
 from isicdist.training.tracking.events import EvaluationDetails, Note, RunState
-from isicdist.training.tracking.pictures import caption, draw_outlines
 
 TRACKIO_ID_NAME = "trackio-id"
 PROJECT = "isicdist"
@@ -51,7 +50,7 @@ class TrackioLog(Client):
         }
         for group, examples in details.grouped().items():
             rows = [
-                [each.key, each.dice, each.lesion_area, trackio.Image(draw_outlines(each), caption=caption(each))]
+                [each.key, each.dice, each.lesion_area, trackio.Image(each.outlined(), caption=each.caption)]
                 for each in examples
             ]
             drawn[f"{split}/{group}_images"] = trackio.Table(

@@ -11,7 +11,6 @@ from isicdist.metrics.examples import Example
 from isicdist.metrics.thresholds import ThresholdCurve
 from isicdist.training.tracking.client import CURVE_STRIDE, HISTOGRAM_BINS
 from isicdist.training.tracking.events import EvaluationDetails
-from isicdist.training.tracking.pictures import caption
 
 CLASS_LABELS = {1: "lesion"}
 WORST = "worst"
@@ -61,7 +60,7 @@ def picture(example: Example) -> wandb.Image:
     }
     return wandb.Image(
         example.image,
-        caption=caption(example),
+        caption=example.caption,
         masks=masks,  # pyright: ignore[reportArgumentType]
         file_type="jpg",
     )

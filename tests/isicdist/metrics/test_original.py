@@ -18,7 +18,6 @@ from isicdist.metrics.dice import DiceSummary
 from isicdist.metrics.original import OriginalReduction, has_originals
 from shards.build import BuildOptions, build
 from shards.errors import CorruptShardError
-from shards.geometry import ResizePlan
 from shards.reader import ShardSet, Split
 
 THRESHOLD = 0.4
@@ -70,7 +69,7 @@ def test_a_prediction_is_counted_on_the_original_pixels(fit, archive, tmp_path):
     for number, tp, fp, fn in summary.rows.tolist():
         with Image.open(archive[1] / f"{split.key(number)}_segmentation.png") as picture:
             truth = np.asarray(picture.convert("L")) > 128
-        restored = ResizePlan.from_json(split.meta(number)["fit"]).restore(probs[number, 0].numpy())
+        restored = split.resize_plan(number).restore(probs[number, 0].numpy())
         prediction = restored > THRESHOLD
         assert prediction.shape == truth.shape
         assert (tp + fn, tp + fp) == (truth.sum(), prediction.sum())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isicdist.metrics.examples import Example
-from isicdist.metrics.figures import PREDICTION, TRUTH
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR, Example
 from isicdist.report.gallery import SIDE, Picture
 from shards.data_uri import mask_uri, photo_uri
 
@@ -26,5 +25,5 @@ def test_an_example_is_a_photograph_and_two_layers():
     )
     picture = Picture.of(example)
     assert picture.photo == photo_uri(image, SIDE)
-    assert picture.mask == mask_uri(mask, TRUTH, SIDE)
-    assert picture.prediction == mask_uri(~mask, PREDICTION, SIDE)
+    assert picture.mask == mask_uri(mask, TRUTH_COLOUR, SIDE)
+    assert picture.prediction == mask_uri(~mask, PREDICTION_COLOUR, SIDE)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from isicdist.metrics.examples import PREDICTION_COLOUR, TRUTH_COLOUR
 from isicdist.training.tracking import EvaluationDetails, Tracker
-from isicdist.training.tracking.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outlines
 from shards.errors import UsageError
 
 
@@ -95,10 +95,10 @@ def test_an_evaluation_joins_only_dashboards_that_have_the_run(tmp_path, scores,
 
 def test_outlines_are_drawn_into_a_copy(details):
     example = details.examples[0]
-    drawn = draw_outlines(example)
+    drawn = example.outlined()
     assert example.image.max() == 80
-    assert tuple(drawn[8, 8]) == TRUTH_COLOUR
-    assert tuple(drawn[8, 24]) == PREDICTION_COLOUR
+    assert "#" + drawn[8, 8].tobytes().hex() == TRUTH_COLOUR
+    assert "#" + drawn[8, 24].tobytes().hex() == PREDICTION_COLOUR
     assert np.array_equal(drawn[16, 16], example.image[16, 16])
 
 
