@@ -24,11 +24,14 @@ Precision = Literal["no", "bf16", "fp16"]
 """Mixed precision by accelerate's names; no: float32."""
 Tta = Literal["off", "flips", "d4"]
 """Test-time augmentation: off, over the two flips and their product, or over all 8 symmetries of the square."""
+Schedule = Literal["one-cycle", "paper"]
+"""Learning-rate schedule: one-cycle (warm-up, then cosine decay) or the paper's."""
 TrackerName = Literal["wandb", "tensorboard", "trackio", "none"]
 """Dashboard that shows a run; none: no dashboard."""
 
 
 MAX_CONFIG_LETTERS = 100_000
+MAX_GLOBAL_SIZE = 1_000_000
 MAX_TIMEOUT = 31 * 24 * 3600
 _DEEP_NAME = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){30}")
 RENAMED_SETTINGS = {"augment.small_share": "augment.progressive_resize_fraction", "max_skipped": "max_nonfinite_steps"}
@@ -98,7 +101,10 @@ class BatchConfig:
     global batch (on a CPU at most 2^20 pixels), halved whenever a process runs out of memory (OOM)."""
 
     def __post_init__(self) -> None:
-        _require(self.global_size >= 1, "batch.global_size", self.global_size, "a step needs at least 1 sample")
+        most = MAX_GLOBAL_SIZE
+        _require(
+            1 <= self.global_size <= most, "batch.global_size", self.global_size, f"give a number from 1 to {most}"
+        )
         if self.micro_size != "auto":
             _require(self.micro_size >= 1, "batch.micro_size", self.micro_size, "give a number from 1, or auto")
 
@@ -155,7 +161,7 @@ class OptimConfig:
 
     lr: float = 2e-3
     """Peak learning rate."""
-    schedule: Literal["one-cycle", "paper"] = "one-cycle"
+    schedule: Schedule = "one-cycle"
     """Learning-rate schedule: one-cycle (warm-up, then cosine decay) or the paper's lr x 0.985^epoch."""
     weight_decay: float = 2e-5
     """Coupled L2 (twice the paper's 1e-5 x sum of squares), not on biases and norms."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from isicdist.data.synthetic import INPUT_FOLDER, TRUTH_FOLDER
 from shards.errors import ToolkitError, UsageError
 
 MARKER = ".isicdist-demo"
@@ -43,8 +44,7 @@ def demo(out: Path, samples: int) -> None:
 def demo_commands(out: Path, samples: int) -> dict[str, list[str]]:
     """Give the commands by title, in order; each starts the installed packages with this interpreter."""
     archive, data, run = out / "archive", str(out / "shards"), str(out / "run")
-    images = str(archive / "ISIC2018_Task1-2_Training_Input")
-    masks = str(archive / "ISIC2018_Task1_Training_GroundTruth")
+    images, masks = str(archive / INPUT_FOLDER), str(archive / TRUTH_FOLDER)
     isicdist, isic_shards = [sys.executable, "-m", "isicdist"], [sys.executable, "-m", "shards"]
     build = ["--images", images, "--masks", masks, "--out", data, "--size", "128", "--samples-per-shard", "32"]
     train = ["-m", "isicdist", "train", "--data", data, "--run", run, "--recipe", "demo"]

@@ -21,7 +21,7 @@ MASKED = -1
 """Sample index of a slot without a sample."""
 
 
-class Index(Protocol):
+class ShardedSamples(Protocol):
     """The part of a split that its order depends on; `shards.reader.Split` implements it."""
 
     @property
@@ -44,15 +44,15 @@ class Purpose(enum.IntEnum):
     DROPOUT = 4
 
 
-def epoch_order(index: Index, seed: int, epoch: int, window: int | None = None) -> np.ndarray:
+def epoch_order(split: ShardedSamples, seed: int, epoch: int, window: int | None = None) -> np.ndarray:
     """Shuffle one epoch: a permutation of the sample indices, int64 (n,).
 
     Shards are permuted; then samples are shuffled within each window of `window` successive shards (None: all shards,
     which costs nothing where they are local). The index of a sample is its row in the split's table, shard by shard.
     Raises ValueError for a window below 1.
     """
-    counts = np.asarray(index.shard_samples, dtype=np.int64)
-    base = int.from_bytes(hashlib.sha256(f"{index.digest}/{seed}".encode()).digest()[:8], "little")
+    counts = np.asarray(split.shard_samples, dtype=np.int64)
+    base = int.from_bytes(hashlib.sha256(f"{split.digest}/{seed}".encode()).digest()[:8], "little")
     # The keys of an epoch are distinct (`random_keys`), so that the sort need not be stable.
     order = np.argsort(random_keys(base, epoch, np.arange(int(counts.sum())), Purpose.SAMPLE_ORDER)).astype(np.int64)
     if window is None or window >= len(counts):

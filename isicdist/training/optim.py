@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-ScheduleKind = Literal["one-cycle", "paper"]
+from isicdist.config import Schedule
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def learning_rate(kind: ScheduleKind, peak: float, step: int, total_steps: int, epoch: int) -> float:
+def learning_rate(kind: Schedule, peak: float, step: int, total_steps: int, epoch: int) -> float:
     """Compute the learning rate of step `step` (from 0) of `total_steps`, in epoch `epoch` (from 0).
 
     Stateless, so that resume is exact.

@@ -43,7 +43,8 @@ def train(*words: str) -> int:
 @pytest.mark.parametrize(
     ("section", "name", "value", "hint"),
     [
-        (BatchConfig, "batch.global_size", 0, "at least 1 sample"),
+        (BatchConfig, "batch.global_size", 0, "give a number from 1 to 1000000"),
+        (BatchConfig, "batch.global_size", 10**11, "give a number from 1 to 1000000"),
         (BatchConfig, "batch.micro_size", 0, "give a number from 1, or auto"),
         (StreamConfig, "stream.workers", 0, "at least 1 thread"),
         (StreamConfig, "stream.prefetch", 0, "at least 1 micro batch"),
