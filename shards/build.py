@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from shards import format
-from shards.errors import SourceError, UsageError
+from shards.errors import SourceError, ToolkitError, UsageError
 from shards.exclusions import read_excluded
 from shards.format import Index
 from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
@@ -193,10 +193,10 @@ def _build(
         if options.keeps_original(splits[pair.key]) and not options.keeps_original(first_splits[pair.key])
     ]
     moved_shards = plan_shards(moved, splits, groups, options)
-    encoded_again = stages.encode(split_into_parts(moved_shards, options, encoding_pass=1))
+    moved_to = stages.encode_again(split_into_parts(moved_shards, options, encoding_pass=1))
 
     # 4. Assemble the shards, and publish the index.
-    records = stages.write_shards(shards, {**encoded.part_of, **encoded_again.part_of})
+    records = stages.write_shards(shards, {**encoded.part_of, **moved_to})
     return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits), good
 
 
@@ -300,6 +300,22 @@ class _Stages:
                 encoded.with_lesion.update(sample.key for sample in record.samples if sample.has_lesion)
                 encoded.rejected.extend(record.rejected)
         return encoded
+
+    def encode_again(self, parts: list[Part]) -> dict[str, str]:
+        """Encode parts of pairs that were good before; the name of the part of each pair, by key.
+
+        Raises ToolkitError when one of them is bad now; its part is deleted, so that the next run reads it again.
+        """
+        encoded = self.encode(parts)
+        bad = {part for key, part in encoded.part_of.items() if key not in encoded.hashes}
+        if bad:
+            self.job.target.delete(name for part in bad for name in (part_record_name(part), tar_name(part)))
+            first = next(row for row in encoded.rejected if row.reason != "partner")
+            raise ToolkitError(
+                f"{first.path}: it was good when it was read before, and is {first.reason} now ({first.detail}); "
+                "check its disk, leave the sources as they are, and run the same build again"
+            )
+        return encoded.part_of
 
     def find_duplicates(self, pairs: list[Pair], encoded: _Encoded) -> list[Duplicate]:
         """Find the images that show the same thing, or read the list that a killed build has written."""
