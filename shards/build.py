@@ -123,7 +123,7 @@ def build(
         if options.split_archives:
             split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in pairing.pairs}
         if split_table:
-            check_groups(split_table, groups)
+            check_groups(split_table, groups, options)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
         index, grouped, already_complete = _complete_index(target, built), None, True
         if index is None:

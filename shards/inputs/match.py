@@ -35,7 +35,7 @@ REASONS = {
     "pixel-limit": "more pixels or bytes than an honest photograph has",
     "size-mismatch": "an image and a mask of different sizes",
     "orientation": "an EXIF rotation that may or may not hold for the mask",
-    "mask-values": "a mask with marks, none of them above 128",
+    "mask-values": "a mask whose values can be read in more than one way",
     "partner": "a file whose image or mask was rejected",
 }
 

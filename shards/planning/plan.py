@@ -149,23 +149,25 @@ def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_tabl
     names, filled = dict.fromkeys(split_table.values()) or parse_fractions(options.split), set(splits.values())
     empty = [name for name in names if name not in filled]
     if empty:
-        hint = (
-            "mend its images (--on-bad-input fail lists what is wrong) or take it out of the --split-file"
-            if split_table
-            else "give more images, other fractions (--split) or another --seed"
-        )
+        if split_table:
+            out = "leave out its archive" if options.split_archives else "take it out of the --split-file"
+            hint = f"mend its images (--on-bad-input fail lists what is wrong) or {out}"
+        else:
+            hint = "give more images, other fractions (--split) or another --seed"
         raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {hint}")
 
 
-def check_groups(splits: Mapping[str, str], groups: Mapping[str, str]) -> None:
-    """Raise UsageError that names a group whose images a split file puts into two splits."""
+def check_groups(splits: Mapping[str, str], groups: Mapping[str, str], options: BuildOptions) -> None:
+    """Raise UsageError that names a group whose images a split file, or the archives, put into two splits."""
     first: dict[str, str] = {}
     for key, group in groups.items():
         other = first.setdefault(group, key)
         if splits[other] != splits[key]:
+            flag, hint = "--split-file", "put its images into one"
+            if options.split_archives:
+                flag, hint = "--split-archives", "give a --split-file with its images in one, or leave out --groups"
             raise UsageError(
-                f"--split-file: group {group} is in two splits ({other} in {splits[other]}, {key} in {splits[key]}); "
-                "put its images into one"
+                f"{flag}: group {group} is in two splits ({other} in {splits[other]}, {key} in {splits[key]}); {hint}"
             )
 
 

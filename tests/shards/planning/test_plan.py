@@ -131,9 +131,14 @@ def test_an_empty_split_and_a_torn_group_are_named():
         check_not_empty({"A": "train", "B": "train"}, options, {})
     with pytest.raises(SourceError, match="split test gets none of the 1 pairs; mend its images"):
         check_not_empty({"A": "train"}, options, {"A": "train", "B": "test"})
-    check_groups({"A": "train", "B": "val", "C": "val"}, {"B": "IL_1", "C": "IL_1"})
+    check_groups({"A": "train", "B": "val", "C": "val"}, {"B": "IL_1", "C": "IL_1"}, options)
     with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(A in train, B in val\)"):
-        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"})
+        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"}, options)
+    archives = BuildOptions(split_archives=True)
+    with pytest.raises(SourceError, match=r"or leave out its archive$"):
+        check_not_empty({"A": "train"}, archives, {"A": "train", "B": "test"})
+    with pytest.raises(UsageError, match=r"--split-archives: group IL_1 is in two splits .*; give a --split-file"):
+        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"}, archives)
 
 
 @pytest.mark.parametrize(
