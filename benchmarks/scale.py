@@ -105,9 +105,9 @@ def build(samples: int, out: Path) -> list[Row]:
     with measured("digest"):
         digest = digest_of_files(files, with_times=True)
     with measured("split"):
-        splits = splits_by_hash((pair.key for pair in pairing.pairs), {}, {}, options)
+        splits = splits_by_hash(pairing.pairs, {}, options)
     with measured("plan"):
-        shards = plan_shards(pairing.pairs, splits, {}, options)
+        shards = plan_shards(pairing.pairs, splits, options)
         split_into_parts(shards, options, encoding_pass=0)
     with measured("duplicates"):
         near_pairs(hashes)

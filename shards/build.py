@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -119,11 +119,14 @@ def build(
             pairing = exclude_pairs(pairing, read_excluded(Path(options.exclude)), options.exclude)
         keys = [pair.key for pair in pairing.pairs]
         groups = read_groups(options.groups, keys) if options.groups else {}
+        pairing = replace(
+            pairing, pairs=[replace(pair, group=groups.get(pair.key, pair.key)) for pair in pairing.pairs]
+        )
         split_table = read_split_file(options.split_file, keys) if options.split_file else {}
         if options.split_archives:
             split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in pairing.pairs}
         if split_table:
-            check_groups(split_table, groups, options)
+            check_groups(pairing.pairs, split_table, options)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
         index, grouped, already_complete = _complete_index(target, built), None, True
         if index is None:
@@ -135,9 +138,7 @@ def build(
                     already_complete = False
                     stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
-                        index, packed = _build(
-                            stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks
-                        )
+                        index, packed = _build(stages, pairing, split_table, built, allow_empty_masks=allow_empty_masks)
                     grouped = sum(pair.key in groups for pair in packed) if options.groups else None
     finally:
         for source in sources:
@@ -149,7 +150,6 @@ def build(
 def _build(
     stages: _Stages,
     pairing: Pairing,
-    groups: dict[str, str],
     split_table: dict[str, str],
     built: dict[str, Any],
     *,
@@ -161,11 +161,10 @@ def _build(
     bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
 
     # 1. Encode every pair, in the order of a plan that knows no duplicates yet.
-    keys = [pair.key for pair in pairing.pairs]
-    first_splits = split_table or splits_by_hash(keys, groups, {}, options)
+    first_splits = split_table or splits_by_hash(pairing.pairs, {}, options)
     if not (fail and bad_names):  # or an empty split would be reported before the bad inputs
         check_not_empty(first_splits, options, split_table)
-    first_shards = plan_shards(pairing.pairs, first_splits, groups, options)
+    first_shards = plan_shards(pairing.pairs, first_splits, options)
     encoded = stages.encode(split_into_parts(first_shards, options, encoding_pass=0))
     rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
     bad = [row for row in rejected if row.reason != EXCLUDED]
@@ -182,17 +181,18 @@ def _build(
     if split_table:
         splits = {pair.key: split_table[pair.key] for pair in good}
     else:
-        splits = splits_by_hash(encoded.hashes, groups, merge_groups(groups, duplicates), options)
+        merged = merge_groups({pair.key: pair.group for pair in good}, duplicates)
+        splits = splits_by_hash(good, merged, options)
     check_not_empty(splits, options, split_table)
 
     # 3. Encode again the few pairs that duplicates moved to a split that keeps the original masks.
-    shards = plan_shards(good, splits, groups, options)
+    shards = plan_shards(good, splits, options)
     moved = [
         pair
         for pair in good
         if options.keeps_original(splits[pair.key]) and not options.keeps_original(first_splits[pair.key])
     ]
-    moved_shards = plan_shards(moved, splits, groups, options)
+    moved_shards = plan_shards(moved, splits, options)
     moved_to = stages.encode_again(split_into_parts(moved_shards, options, encoding_pass=1))
 
     # 4. Assemble the shards, and publish the index.

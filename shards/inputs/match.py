@@ -59,6 +59,8 @@ class Pair:
     key: str
     image: File
     mask: File
+    group: str
+    """Name of the group that stays in one split: its key, where no table of groups has another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,7 @@ def _pair_one(
     elif not images:
         rejected.append(Rejected(all_files[0].name, "no-image", f"there is no {key}.jpg"))
     else:
-        pairs.append(Pair(key, images[0][1], masks[0][1]))
+        pairs.append(Pair(key, images[0][1], masks[0][1], key))
 
 
 def _stem_and_type(name: str) -> tuple[str, str]:

@@ -111,8 +111,6 @@ class PlannedShard:
     number: int
     """Number of the shard in its split, from 0."""
     pairs: tuple[Pair, ...]
-    groups: tuple[str, ...]
-    """The group of each pair."""
 
     @property
     def name(self) -> str:
@@ -126,22 +124,17 @@ class Part:
 
     name: str
     pairs: tuple[Pair, ...]
-    groups: tuple[str, ...]
-    """The group of each pair."""
     keep_original: bool
     """Keep the masks at their original resolution."""
 
 
-def splits_by_hash(
-    keys: Iterable[str], groups: Mapping[str, str], merged: Mapping[str, str], options: BuildOptions
-) -> dict[str, str]:
-    """Assign each key to a split by the hash of its group, or of the group that `merged` maps that one to.
+def splits_by_hash(pairs: Iterable[Pair], merged: Mapping[str, str], options: BuildOptions) -> dict[str, str]:
+    """Assign the key of each pair to a split by the hash of its group, or of the group that `merged` maps that one to.
 
-    A key without a group is a group of its own. `merged`: see `shards.planning.duplicates.merge_groups`.
+    `merged`: see `shards.planning.duplicates.merge_groups`.
     """
     fractions = parse_fractions(options.split)
-    names = ((key, groups.get(key, key)) for key in keys)
-    return {key: split_of(merged.get(name, name), fractions, options.seed) for key, name in names}
+    return {pair.key: split_of(merged.get(pair.group, pair.group), fractions, options.seed) for pair in pairs}
 
 
 def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_table: Mapping[str, str]) -> None:
@@ -157,10 +150,11 @@ def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_tabl
         raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {hint}")
 
 
-def check_groups(splits: Mapping[str, str], groups: Mapping[str, str], options: BuildOptions) -> None:
+def check_groups(pairs: Iterable[Pair], splits: Mapping[str, str], options: BuildOptions) -> None:
     """Raise UsageError that names a group whose images a split file, or the archives, put into two splits."""
     first: dict[str, str] = {}
-    for key, group in groups.items():
+    for pair in pairs:
+        key, group = pair.key, pair.group
         other = first.setdefault(group, key)
         if splits[other] != splits[key]:
             flag, hint = "--split-file", "put its images into one"
@@ -171,13 +165,8 @@ def check_groups(splits: Mapping[str, str], groups: Mapping[str, str], options: 
             )
 
 
-def plan_shards(
-    pairs: Iterable[Pair], splits: Mapping[str, str], groups: Mapping[str, str], options: BuildOptions
-) -> list[PlannedShard]:
-    """Shuffle the pairs of each split and divide them into shards.
-
-    A pair without a group is a group of its own, named by its key.
-    """
+def plan_shards(pairs: Iterable[Pair], splits: Mapping[str, str], options: BuildOptions) -> list[PlannedShard]:
+    """Shuffle the pairs of each split and divide them into shards."""
     by_key = {pair.key: pair for pair in pairs}
     members: dict[str, list[str]] = {name: [] for name in sorted_splits(splits.values())}
     for key in by_key:
@@ -186,9 +175,8 @@ def plan_shards(
     for split, keys in members.items():
         ordered = shuffled(keys, options.seed)
         for number, start in enumerate(range(0, len(ordered), options.samples_per_shard)):
-            part = ordered[start : start + options.samples_per_shard]
-            chosen = tuple(by_key[key] for key in part)
-            shards.append(PlannedShard(split, number, chosen, tuple(groups.get(key, key) for key in part)))
+            chosen = tuple(by_key[key] for key in ordered[start : start + options.samples_per_shard])
+            shards.append(PlannedShard(split, number, chosen))
     return shards
 
 
@@ -205,10 +193,9 @@ def split_into_parts(shards: Iterable[PlannedShard], options: BuildOptions, enco
         while start < len(shard.pairs):
             size = min(max(remaining // MIN_REMAINING_PARTS, 1), MAX_PART_PAIRS)
             pairs = shard.pairs[start : start + size]
-            groups = shard.groups[start : start + size]
             # A digit first, so that it is not the name of a split's shard.
             name = f"{encoding_pass}-{len(parts):06d}"
-            parts.append(Part(name, pairs, groups, options.keeps_original(shard.split)))
+            parts.append(Part(name, pairs, options.keeps_original(shard.split)))
             start += len(pairs)
             remaining -= len(pairs)
     return parts

@@ -57,8 +57,8 @@ def encode_part(
     offset = 0
     with ExitStack() as stack:
         tar: IO[bytes] | None = None
-        for pair, group in zip(part.pairs, part.groups, strict=True):
-            encoded = encode(pair, group, sources, options, keep_original=part.keep_original)
+        for pair in part.pairs:
+            encoded = encode(pair, sources, options, keep_original=part.keep_original)
             if isinstance(encoded, Sample):
                 tar = tar or stack.enter_context(target.create(tar_name(part.name)))
                 tar.writelines(layout.pieces(encoded.key, encoded.members))
@@ -88,7 +88,7 @@ def write_shard(
     digest = hashlib.sha256()
     with target.create(shard.name) as file:
         staged = _staged_samples(target, shard, parts)
-        for pair, group, part, (sample, tar) in zip(shard.pairs, shard.groups, parts, staged, strict=True):
+        for pair, part, (sample, tar) in zip(shard.pairs, parts, staged, strict=True):
             if tar and sample.offset is not None:
                 sizes, crcs = sample.sizes, sample.crcs
                 if not keep_original:  # it is the last member
@@ -98,7 +98,7 @@ def write_shard(
                 if [isal_zlib.crc32(data) for data in members] != crcs:
                     raise _damaged_part(target, part, sample)
             else:
-                members = _copy_members(pair, group, sample, sources, keep_original=keep_original)
+                members = _copy_members(pair, sample, sources, keep_original=keep_original)
                 sizes, crcs = _sizes_and_crcs(members)
             for piece in layout.pieces(pair.key, members):
                 file.write(piece)
@@ -172,12 +172,10 @@ def _staged_samples(
                 yield samples[pair.key], tar
 
 
-def _copy_members(
-    pair: Pair, group: str, sample: StagedSample, sources: list[Source], *, keep_original: bool
-) -> list[bytes]:
+def _copy_members(pair: Pair, sample: StagedSample, sources: list[Source], *, keep_original: bool) -> list[bytes]:
     """Copy the members of a pair from its sources. Raises ToolkitError when its files have changed."""
     try:
-        members = copy_deferred(pair, group, sample.original, sample.crcs, sources, keep_original=keep_original)
+        members = copy_deferred(pair, sample.original, sample.crcs, sources, keep_original=keep_original)
     except BadPairError:
         members = None
     if members is None:

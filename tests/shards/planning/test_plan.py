@@ -25,7 +25,7 @@ from shards.planning.plan import (
 )
 from shards.planning.split import read_groups
 from shards.reader import ShardSet
-from tests.shards.conftest import write_pair
+from tests.shards.conftest import pair_of, write_pair
 from tests.shards.test_cli import run
 
 COLUMNS = ("isic_id", "attribution", "age_approx", "diagnosis_1", "lesion_id", "sex")
@@ -68,31 +68,25 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data: Path):
     groups = read_groups(f"{real_data / 'HAM10000_metadata.csv'}:lesion_id", lesions)
     assert groups == lesions
     options = BuildOptions()
-    splits = splits_by_hash(lesions, groups, {}, options)
-    pairs = [Pair(key, File(0, f"{key}.jpg", 1), File(0, f"{key}_segmentation.png", 1)) for key in lesions]
+    pairs = [pair_of(key, groups[key]) for key in lesions]
     where = defaultdict(set)
-    for shard in plan_shards(pairs, splits, groups, options):
+    for shard in plan_shards(pairs, splits_by_hash(pairs, {}, options), options):
         for pair in shard.pairs:
             where[lesions[pair.key]].add(shard.split)
     assert sum(len(names) == 1 for names in where.values()) == len(set(lesions.values()))
 
 
 def pairs_of(count: int) -> list[Pair]:
-    keys = [f"ISIC_{n:07d}" for n in range(count)]
-    return [Pair(key, File(0, f"{key}.jpg", 1), File(1, f"{key}_segmentation.png", 1)) for key in keys]
+    return [pair_of(f"ISIC_{n:07d}") for n in range(count)]
 
 
 def test_the_shards_hold_every_pair_once_and_only_the_last_of_a_split_is_not_full():
     pairs, options = pairs_of(500), BuildOptions(samples_per_shard=32)
-    splits = splits_by_hash((pair.key for pair in pairs), {"ISIC_0000007": "IL_1"}, {}, options)
-    shards = plan_shards(reversed(pairs), splits, {"ISIC_0000007": "IL_1"}, options)
-    assert shards == plan_shards(pairs, splits, {"ISIC_0000007": "IL_1"}, options)
-    packed = {
-        pair.key: (shard.split, group)
-        for shard in shards
-        for pair, group in zip(shard.pairs, shard.groups, strict=True)
-    }
-    assert packed == {key: (split, "IL_1" if key == "ISIC_0000007" else key) for key, split in splits.items()}
+    splits = splits_by_hash(pairs, {}, options)
+    shards = plan_shards(reversed(pairs), splits, options)
+    assert shards == plan_shards(pairs, splits, options)
+    packed = [(pair.key, shard.split) for shard in shards for pair in shard.pairs]
+    assert sorted(packed) == sorted(splits.items())
     assert list(dict.fromkeys(shard.split for shard in shards)) == ["train", "val", "test"]
     for shard, following in itertools.pairwise(shards):
         if shard.split == following.split:
@@ -103,7 +97,7 @@ def test_the_shards_hold_every_pair_once_and_only_the_last_of_a_split_is_not_ful
 
 def test_the_parts_repeat_the_shards_and_get_smaller():
     pairs, options = pairs_of(3000), BuildOptions(original_masks="eval")
-    shards = plan_shards(pairs, splits_by_hash((pair.key for pair in pairs), {}, {}, options), {}, options)
+    shards = plan_shards(pairs, splits_by_hash(pairs, {}, options), options)
     parts = split_into_parts(shards, options, encoding_pass=1)
     assert [pair for part in parts for pair in part.pairs] == [pair for shard in shards for pair in shard.pairs]
     split_of = {pair.key: shard.split for shard in shards for pair in shard.pairs}
@@ -131,14 +125,15 @@ def test_an_empty_split_and_a_torn_group_are_named():
         check_not_empty({"A": "train", "B": "train"}, options, {})
     with pytest.raises(SourceError, match="split test gets none of the 1 pairs; mend its images"):
         check_not_empty({"A": "train"}, options, {"A": "train", "B": "test"})
-    check_groups({"A": "train", "B": "val", "C": "val"}, {"B": "IL_1", "C": "IL_1"}, options)
-    with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(A in train, B in val\)"):
-        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"}, options)
+    pairs = [pair_of("A"), pair_of("B", "IL_1"), pair_of("C", "IL_1")]
+    check_groups(pairs, {"A": "train", "B": "val", "C": "val"}, options)
+    with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(B in train, C in val\)"):
+        check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, options)
     archives = BuildOptions(split_archives=True)
     with pytest.raises(SourceError, match=r"or leave out its archive$"):
         check_not_empty({"A": "train"}, archives, {"A": "train", "B": "test"})
     with pytest.raises(UsageError, match=r"--split-archives: group IL_1 is in two splits .*; give a --split-file"):
-        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"}, archives)
+        check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, archives)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def encoded(folder: Path, options: BuildOptions, **keep: bool) -> Sample | Defer
     sources, files = open_sources([str(folder)])
     (pair,) = (pair for pair in pair_files(files).pairs if pair.key == ODD)
     try:
-        return encode(pair, "IL_7", sources, options, **{"keep_original": True, **keep})
+        return encode(replace(pair, group="IL_7"), sources, options, **{"keep_original": True, **keep})
     finally:
         sources[0].close()
 

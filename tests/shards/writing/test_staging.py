@@ -37,11 +37,11 @@ def target(tmp_path: Path) -> FolderTarget:
 
 
 def part_of(pairs: tuple[Pair, ...], name: str = "0-000000") -> Part:
-    return Part(name, pairs, tuple(pair.key for pair in pairs), keep_original=True)
+    return Part(name, pairs, keep_original=True)
 
 
 def shard_of(pairs: tuple[Pair, ...], split: str = "val") -> PlannedShard:
-    return PlannedShard(split, 0, pairs, tuple(pair.key for pair in pairs))
+    return PlannedShard(split, 0, pairs)
 
 
 def members(path: Path) -> dict[str, bytes]:
