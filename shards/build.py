@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from shards.errors import SourceError, ToolkitError, UsageError
 from shards.exclusions import read_excluded
 from shards.format import Index
 from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
-from shards.inputs.source import archives_in, files_outside, open_sources
+from shards.inputs.source import File, Source, archives_in, files_outside, open_sources
 from shards.parallel.dask import Cluster, connect
 from shards.parallel.processes import Advance, Work, available_cores, run_parallel
 from shards.planning.duplicates import HASH_BYTES, Duplicate, kind_of, merge_groups, near_pairs
@@ -70,6 +70,8 @@ class BuildResult:
     """The set was complete before this build, which changed nothing."""
     grouped: int | None = None
     """Number of packed pairs that the table of groups names; None without one."""
+    excluded: Mapping[str, int]
+    """Number of excluded pairs by the split that they would be in, as far as it is known."""
 
 
 def build(
@@ -114,19 +116,7 @@ def build(
     masks_only -= {each for location in image_locations for each in archives_in(location)}
     try:
         mask_sources = {number for number, source in enumerate(sources) if source.location in masks_only}
-        pairing = pair_files(files, options.mask_suffix, mask_sources)
-        if options.exclude:
-            pairing = exclude_pairs(pairing, read_excluded(Path(options.exclude)), options.exclude)
-        keys = [pair.key for pair in pairing.pairs]
-        groups = read_groups(options.groups, keys) if options.groups else {}
-        pairing = replace(
-            pairing, pairs=[replace(pair, group=groups.get(pair.key, pair.key)) for pair in pairing.pairs]
-        )
-        split_table = read_split_file(options.split_file, keys) if options.split_file else {}
-        if options.split_archives:
-            split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in pairing.pairs}
-        if split_table:
-            check_groups(pairing.pairs, split_table, options)
+        inputs = _read_inputs(sources, files, mask_sources, options)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
         index, grouped, already_complete = _complete_index(target, built), None, True
         if index is None:
@@ -138,25 +128,68 @@ def build(
                     already_complete = False
                     stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
-                        index, packed = _build(stages, pairing, split_table, built, allow_empty_masks=allow_empty_masks)
-                    grouped = sum(pair.key in groups for pair in packed) if options.groups else None
+                        index, packed = _build(stages, inputs, built, allow_empty_masks=allow_empty_masks)
+                    grouped = sum(pair.key in inputs.grouped for pair in packed) if options.groups else None
     finally:
         for source in sources:
             source.close()
     target.clear_work()  # here, too, for a build that was killed just before its end
-    return BuildResult(location=target.location, index=index, already_complete=already_complete, grouped=grouped)
+    return BuildResult(
+        location=target.location,
+        index=index,
+        already_complete=already_complete,
+        grouped=grouped,
+        excluded=inputs.excluded,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """The pairs of a build, with what its tables and the names of its archives say of them."""
+
+    pairing: Pairing
+    """Without the pairs that are excluded, which it lists as rejected."""
+    grouped: Collection[str]
+    """Keys that the table of groups names."""
+    split_table: dict[str, str]
+    """Split of each pair by key, from a file or from the archives; empty where a hash decides."""
+    excluded: dict[str, int]
+    """Number of excluded pairs by the split that they would be in."""
+
+
+def _read_inputs(
+    sources: Sequence[Source], files: list[File], mask_sources: Collection[int], options: BuildOptions
+) -> _Inputs:
+    """Pair the files, and read the tables that the options name. Raises SourceError, UsageError."""
+    found = pair_files(files, options.mask_suffix, mask_sources)
+    grouped = read_groups(options.groups, [pair.key for pair in found.pairs]) if options.groups else {}
+    if grouped:
+        pairs = [replace(pair, group=grouped.get(pair.key, pair.key)) for pair in found.pairs]
+        found = replace(found, pairs=pairs)
+    pairing = found
+    if options.exclude:
+        pairing = exclude_pairs(found, read_excluded(Path(options.exclude)), options.exclude)
+    kept = {pair.key for pair in pairing.pairs}
+    out = [pair for pair in found.pairs if pair.key not in kept]
+    split_table: dict[str, str] = {}
+    if options.split_file:
+        keys = (pair.key for pair in pairing.pairs)
+        split_table = read_split_file(options.split_file, keys, optional=[pair.key for pair in out])
+    elif options.split_archives:
+        split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in found.pairs}
+    splits = split_table or splits_by_hash(out, {}, options)
+    excluded = Counter(splits[pair.key] for pair in out if pair.key in splits)
+    split_table = {key: split for key, split in split_table.items() if key in kept}
+    if split_table:
+        check_groups(pairing.pairs, split_table, options)
+    return _Inputs(pairing=pairing, grouped=grouped.keys(), split_table=split_table, excluded=dict(excluded))
 
 
 def _build(
-    stages: _Stages,
-    pairing: Pairing,
-    split_table: dict[str, str],
-    built: dict[str, Any],
-    *,
-    allow_empty_masks: bool,
+    stages: _Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool
 ) -> tuple[Index, list[Pair]]:
     """Encode the pairs, find duplicates, plan and write the shards, publish the index. Returns the packed pairs."""
-    options = stages.job.options
+    options, pairing, split_table = stages.job.options, inputs.pairing, inputs.split_table
     fail = options.on_bad_input == "fail"
     bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
 

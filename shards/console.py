@@ -128,7 +128,11 @@ def print_build(result: BuildResult) -> None:
     if result.grouped is not None and result.grouped < pairs:
         print(f"--groups names {result.grouped} of the {pairs} images; each of the others is a group of its own")
     if EXCLUDED in counts.reasons:
-        print(f"{counts.reasons[EXCLUDED]} of the rejected files are of pairs that --exclude names")
+        number, known = counts.reasons[EXCLUDED] // 2, result.excluded
+        lost = [f"{name} {known[name]}" for name in sorted_splits(known)]
+        unknown = number - sum(known.values())
+        lost += [f"{unknown} not in the --split-file"] if unknown else []
+        print(f"--exclude leaves out {number} images, by the split they would be in: {', '.join(lost)}")
     if counts.rejected:
         print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
     for flag, number in counts.flags.items():
