@@ -9,7 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,6 +33,7 @@ from shards.planning.plan import (
     digest_of_files,
     plan_shards,
     split_into_parts,
+    split_warnings,
     splits_by_hash,
 )
 from shards.planning.split import read_groups, read_split_file, split_of_source
@@ -67,11 +68,13 @@ class BuildResult:
     """Path or URL of the set."""
     index: Index
     already_complete: bool
-    """The set was complete before this build, which changed nothing."""
+    """The set was complete before this build, which changed nothing, and found nothing out for the fields below."""
     grouped: int | None = None
     """Number of packed pairs that the table of groups names; None without one."""
-    excluded: Mapping[str, int]
+    excluded: Mapping[str, int] = field(default_factory=dict[str, int])
     """Number of excluded pairs by the split that they would be in, as far as it is known."""
+    warnings: Sequence[str] = ()
+    """Descriptions of what makes the splits uneven, a line each (`shards.planning.plan.split_warnings`)."""
 
 
 def build(
@@ -118,29 +121,21 @@ def build(
         mask_sources = {number for number, source in enumerate(sources) if source.location in masks_only}
         inputs = _read_inputs(sources, files, mask_sources, options)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
-        index, grouped, already_complete = _complete_index(target, built), None, True
-        if index is None:
+        result = _already_complete(target, built)
+        if result is None:
             identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
             job = Job(target=target, sources=sources, options=options, identity=identity)
             with connect(scheduler) if scheduler else nullcontext() as cluster, target.lock():
-                index = _complete_index(target, built)  # another build may have ended since
-                if index is None:
-                    already_complete = False
+                result = _already_complete(target, built)  # another build may have ended since
+                if result is None:
                     stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
-                        index, packed = _build(stages, inputs, built, allow_empty_masks=allow_empty_masks)
-                    grouped = sum(pair.key in inputs.grouped for pair in packed) if options.groups else None
+                        result = _build(stages, inputs, built, allow_empty_masks=allow_empty_masks)
     finally:
         for source in sources:
             source.close()
     target.clear_work()  # here, too, for a build that was killed just before its end
-    return BuildResult(
-        location=target.location,
-        index=index,
-        already_complete=already_complete,
-        grouped=grouped,
-        excluded=inputs.excluded,
-    )
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +180,8 @@ def _read_inputs(
     return _Inputs(pairing=pairing, grouped=grouped.keys(), split_table=split_table, excluded=dict(excluded))
 
 
-def _build(
-    stages: _Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool
-) -> tuple[Index, list[Pair]]:
-    """Encode the pairs, find duplicates, plan and write the shards, publish the index. Returns the packed pairs."""
+def _build(stages: _Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool) -> BuildResult:
+    """Encode the pairs, find duplicates, plan and write the shards, publish the index."""
     options, pairing, split_table = stages.job.options, inputs.pairing, inputs.split_table
     fail = options.on_bad_input == "fail"
     bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
@@ -230,20 +223,28 @@ def _build(
 
     # 4. Assemble the shards, and publish the index.
     records = stages.write_shards(shards, {**encoded.part_of, **moved_to})
-    return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits), good
+    target = stages.job.target
+    return BuildResult(
+        location=target.location,
+        index=publish_index(target, built, options, pairing, records, rejected, duplicates, splits),
+        already_complete=False,
+        grouped=sum(pair.key in inputs.grouped for pair in good) if options.groups else None,
+        excluded=inputs.excluded,
+        warnings=() if split_table else split_warnings(good, splits, options),
+    )
 
 
 def _absolute(locations: Sequence[str]) -> list[str]:
     return [location if "://" in location else str(Path(location).absolute()) for location in locations]
 
 
-def _complete_index(target: Target, built: dict[str, Any]) -> Index | None:
+def _already_complete(target: Target, built: dict[str, Any]) -> BuildResult | None:
     """Read the index of a complete set; None where there is none yet. Raises UsageError for that of another build."""
     if not target.exists(format.INDEX_NAME):
         return None
     index = Index.parse(read_bytes(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
     _check_same_build(target, index.built, built)
-    return index
+    return BuildResult(location=target.location, index=index, already_complete=True)
 
 
 def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ def print_rejected(rejected: list[Rejected]) -> None:
 
 
 def print_build(result: BuildResult) -> None:
-    """Print the summary of a build."""
+    """Print the summary of a build, and on stderr what looks wrong about its splits."""
     counts, splits = result.index.counts, result.index.splits
     parts = ", ".join(f"{name} {splits[name].samples}" for name in sorted_splits(splits))
     if result.already_complete:
@@ -142,6 +142,8 @@ def print_build(result: BuildResult) -> None:
     if counts.duplicates:
         path = f"{result.location}/{format.DUPLICATES_NAME}"
         print(f"duplicates by what is the same: {_duplicates(counts)}; listed in {path}")
+    for line in result.warnings:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def print_info(shard_set: ShardSet) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,10 @@ OriginalMasks = Literal["none", "eval", "all"]
 OnBadInput = Literal["fail", "skip"]
 TRAIN = "train"
 MAX_PART_PAIRS = 64
+MAX_GROUP_IMAGES, MAX_GROUP_SHARE = 20, 0.05
+"""Images of a group, and their share of all, above both of which it is warned of."""
+MIN_EXPECTED = 20
+"""Images that a split should have for it to be warned of, when it has less than half of them or more than twice."""
 MIN_REMAINING_PARTS = 24  # a part holds at most 1/24 of the remaining pairs, so the last parts are small
 
 
@@ -148,6 +153,34 @@ def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_tabl
         else:
             hint = "give more images, other fractions (--split) or another --seed"
         raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {hint}")
+
+
+def split_warnings(pairs: Collection[Pair], splits: Mapping[str, str], options: BuildOptions) -> list[str]:
+    """Describe what makes the splits by hash of these pairs uneven, a line each; empty when nothing does.
+
+    That is a group of more than MAX_GROUP_IMAGES and MAX_GROUP_SHARE, as a placeholder in its column makes, and a split
+    far from its fraction.
+    """
+    warnings: list[str] = []
+    if options.groups is not None:
+        sizes = Counter(pair.group for pair in pairs).most_common()
+        large = [each for each in sizes if each[1] > max(MAX_GROUP_IMAGES, MAX_GROUP_SHARE * len(pairs))]
+        if large:
+            _, column = parse_column_spec(options.groups, "--groups", "lesion_id")
+            others = f" (the largest of {len(large)} large groups)" if large[1:] else ""
+            warnings.append(
+                f"--groups: {large[0][1]} of the {len(pairs)} images have {column} {large[0][0]!r}{others}, and "
+                "so are in one split; if it stands for no value, leave it empty in the table"
+            )
+    numbers = Counter(splits[pair.key] for pair in pairs)
+    for name, fraction in parse_fractions(options.split).items():
+        expected = fraction * len(pairs)
+        if expected >= MIN_EXPECTED and not expected / 2 <= numbers[name] <= 2 * expected:
+            warnings.append(
+                f"split {name} has {numbers[name]} of the {len(pairs)} images, not about {expected:.0f}: groups and "
+                "duplicates stay together; another --seed may be nearer, or give a --split-file"
+            )
+    return warnings
 
 
 def check_groups(pairs: Iterable[Pair], splits: Mapping[str, str], options: BuildOptions) -> None:

@@ -92,6 +92,19 @@ def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys
     assert not (tmp_path / "set").exists()
 
 
+def test_a_placeholder_among_the_groups_is_warned_of(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = tmp_path / "metadata.csv"
+    rows = (f"ISIC_{number:07d},{'unknown' if number < 30 else number}\n" for number in range(40))
+    table.write_text("id,patient\n" + "".join(rows))
+    options = ("--groups", f"{table}:patient", "--split", "train=0.5,val=0.5", "--size", "32", "--workers", "1")
+    assert run("build", "--images", pictures, "--masks", pictures, "--out", tmp_path / "set", *options) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("warning: --groups: 30 of the 40 images have patient 'unknown', and so are in one split")
+    assert [line[:14] for line in lines] == ["warning: --gro", "warning: split"]  # one of the two has less than half
+
+
 def test_verify_names_shard_and_key_of_a_flipped_bit(own: Path, capsys: pytest.CaptureFixture[str]):
     split = ShardSet.open(own).split("train")
     data = bytearray((own / split.shards[0]).read_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from shards.planning.plan import (
     digest_of_files,
     plan_shards,
     split_into_parts,
+    split_warnings,
     splits_by_hash,
 )
 from shards.planning.split import read_groups
@@ -116,6 +118,36 @@ def test_the_digest_is_of_names_sizes_checksums_and_only_if_asked_of_times():
     assert digest_of_files(files, with_times=True) != digest_of_files(touched, with_times=True)
     for other in (File(0, "a.jpg", 5, crc=2), File(0, "a.jpg", 4, crc=1), File(0, "c.jpg", 5, crc=1)):
         assert digest_of_files([other, files[1]], with_times=False) != digest_of_files(files, with_times=False)
+
+
+def test_a_group_or_a_split_that_is_too_large_or_small_is_warned_of():
+    options = BuildOptions(split="train=0.6,val=0.2,test=0.2", groups="metadata.csv:patient_id")
+    pairs = [pair_of(str(number), "unknown" if number % 2 else f"P{number}") for number in range(60)]
+    splits = splits_by_hash(pairs, {}, options)
+    (line,) = split_warnings(pairs, splits, options)
+    assert line.startswith("--groups: 30 of the 60 images have patient_id 'unknown', and so are in one split; ")
+    alone = replace(options, groups=None)
+    assert not split_warnings(pairs, splits, alone)  # no split should have 20 but train, which has 51
+    twice = [pair_of(str(number), "no" if number % 2 else "yes") for number in range(42)]
+    (line, *_) = split_warnings(twice, splits_by_hash(twice, {}, options), options)
+    assert "21 of the 42 images have patient_id 'yes' (the largest of 2 large groups), and so are in one split" in line
+
+    many = pairs_of(1000)
+    even = splits_by_hash(many, {}, options)
+    assert not split_warnings(many, even, options)
+    patients = [pair_of(str(number), str(number // 50)) for number in range(1000)]  # of 50, no more than 5 %
+    assert not split_warnings(patients, {pair.key: even[many[n].key] for n, pair in enumerate(patients)}, options)
+    numbers = {"train": 540, "val": 410, "test": 50}
+    names = [name for name, number in numbers.items() for _ in range(number)]
+    more, less = split_warnings(many, dict(zip((pair.key for pair in many), names, strict=True)), alone)
+    assert more.startswith("split val has 410 of the 1000 images, not about 200: ")
+    assert less.startswith("split test has 50 of the 1000 images, not about 200: ")
+
+
+def test_few_images_are_not_warned_of():
+    options = BuildOptions(groups="metadata.csv:patient_id")
+    pairs = [pair_of(str(number), "one" if number < 20 else "two") for number in range(40)]
+    assert not split_warnings(pairs, dict.fromkeys((pair.key for pair in pairs), "train"), options)
 
 
 def test_an_empty_split_and_a_torn_group_are_named():
