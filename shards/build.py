@@ -37,6 +37,7 @@ from shards.planning.plan import (
     splits_by_hash,
 )
 from shards.planning.split import read_groups, read_split_file, split_of_source
+from shards.progress import Report, no_report
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
 from shards.writing.records import (
@@ -53,8 +54,6 @@ from shards.writing.staging import encode_part, write_shard
 from shards.writing.target import WORK, Target, open_target, read_bytes
 
 DUPLICATES = f"{WORK}/duplicates.json"
-Report = Callable[[int, int, str], None]
-"""Progress callback: the number of items done, of all items, and the name of the stage."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,7 +85,7 @@ def build(
     workers: int | None = None,
     scheduler: str | None = None,
     allow_empty_masks: bool = False,
-    report: Report = lambda done, total, title: None,
+    report: Report = no_report,
 ) -> BuildResult:
     """Pack images and masks (paths or URLs of their sources, which may be the same) into a shard set at `out`.
 

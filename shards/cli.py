@@ -88,6 +88,7 @@ def build(
     from shards import console
     from shards.build import build as build_set
     from shards.inputs.match import BadInputError
+    from shards.progress import progress
     from shards.reader import ShardSet
 
     options = BuildOptions(
@@ -105,7 +106,7 @@ def build(
         exclude=exclude,
     )
     try:
-        with console.progress("packing", "pairs") as report:
+        with progress("packing", "pairs") as report:
             result = build_set(
                 images,
                 masks,
@@ -136,10 +137,10 @@ def verify(directory: str, /, *, deep: bool = False) -> int:
     deep
         Decode every sample too.
     """
-    from shards import console
+    from shards.progress import progress
     from shards.verify import verify as verify_set
 
-    with console.progress("verifying", "shards") as report:
+    with progress("verifying", "shards") as report:
         verified = verify_set(directory, deep=deep, report=report)
     for fault in verified.faults:
         print(fault, file=sys.stderr)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import mmap
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from shards import codecs, format, layout
 from shards.errors import CorruptShardError
 from shards.parallel.processes import available_cores
+from shards.progress import Report, no_report
 from shards.reader import ShardSet, Split
 
 CHUNK_BYTES = 1 << 20  # hashed at a time
@@ -32,9 +32,7 @@ class Verified:
     """One line each, with shard and key; empty for a sound set."""
 
 
-def verify(
-    root: str | Path, *, deep: bool = False, report: Callable[[int, int], None] = lambda done, total: None
-) -> Verified:
+def verify(root: str | Path, *, deep: bool = False, report: Report = no_report) -> Verified:
     """Check the set in a folder or at a URL; a remote one is downloaded into the node's cache.
 
     `report` is called with the shards done and the total. Hashing and decoding release the GIL, so the work runs on
