@@ -115,7 +115,7 @@ def build(samples: int, out: Path) -> list[Row]:
         records = [record_of(shard, random) for shard in shards]
     with measured("index"):
         built = {**options.to_json(), "inputs": digest}
-        publish_index(open_target(out), built, options, pairing, records, [], [], splits)
+        publish_index(open_target(out), built, pairing, records, [], [])
     with measured("(the masks that info decodes)"):
         write_masks(out)
     return rows

@@ -1,33 +1,28 @@
 """Build a shard set: pair the inputs, encode the pairs in parallel, find duplicates, plan and write shards and index.
 
-A build that was killed resumes when it is run again: DIR/.build holds what is done (`shards.writing.staging`).
+A build that was killed resumes when it is run again: DIR/.build holds what is done (`shards.writing.stages`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any
 
 from shards import format
-from shards.errors import SourceError, ToolkitError, UsageError
+from shards.errors import SourceError, UsageError
 from shards.exclusions import read_excluded
 from shards.format import Index
-from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
+from shards.inputs.match import EXCLUDED, BadInputError, Pairing, exclude_pairs, pair_files
 from shards.inputs.source import File, Source, archives_in, files_outside, open_sources
-from shards.parallel.dask import Cluster, connect
-from shards.parallel.processes import Advance, Work, available_cores, run_parallel
-from shards.planning.duplicates import HASH_BYTES, Duplicate, kind_of, merge_groups, near_pairs
+from shards.parallel.dask import connect
+from shards.parallel.processes import available_cores
+from shards.planning.duplicates import merge_groups
 from shards.planning.plan import (
     BuildOptions,
-    Part,
-    PlannedShard,
     check_groups,
     check_not_empty,
     digest_of_files,
@@ -40,23 +35,9 @@ from shards.planning.split import read_groups, read_split_file, split_of_source
 from shards.progress import Report, no_report
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
-from shards.writing.records import (
-    RECORDS_VERSION,
-    PartRecord,
-    ShardRecord,
-    part_record_name,
-    read_record,
-    shard_record_name,
-    tar_name,
-    write_record,
-)
-from shards.writing.staging import encode_part, write_shard
-from shards.writing.target import WORK, Target, open_target, read_bytes
-
-DUPLICATES = f"{WORK}/duplicates.json"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from shards.writing.records import RECORDS_VERSION, read_record, write_record
+from shards.writing.stages import Stages
+from shards.writing.target import Target, open_target, read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +108,7 @@ def build(
             with connect(scheduler) if scheduler else nullcontext() as cluster, target.lock():
                 result = _already_complete(target, built)  # another build may have ended since
                 if result is None:
-                    stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
+                    stages = Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
                         result = _build(stages, inputs, built, allow_empty_masks=allow_empty_masks)
     finally:
@@ -179,7 +160,7 @@ def _read_inputs(
     return _Inputs(pairing=pairing, grouped=grouped.keys(), split_table=split_table, excluded=dict(excluded))
 
 
-def _build(stages: _Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool) -> BuildResult:
+def _build(stages: Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool) -> BuildResult:
     """Encode the pairs, find duplicates, plan and write the shards, publish the index."""
     options, pairing, split_table = stages.job.options, inputs.pairing, inputs.split_table
     fail = options.on_bad_input == "fail"
@@ -225,7 +206,7 @@ def _build(stages: _Stages, inputs: _Inputs, built: dict[str, Any], *, allow_emp
     target = stages.job.target
     return BuildResult(
         location=target.location,
-        index=publish_index(target, built, options, pairing, records, rejected, duplicates, splits),
+        index=publish_index(target, built, pairing, records, rejected, duplicates),
         already_complete=False,
         grouped=sum(pair.key in inputs.grouped for pair in good) if options.groups else None,
         excluded=inputs.excluded,
@@ -280,145 +261,3 @@ def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
     except SourceError:
         target.clear_work()
         raise
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """Outcome of the encoding of some parts."""
-
-    part_of: dict[str, str]
-    """Name of the part of each pair, by key."""
-    hashes: dict[str, bytes]
-    """Hash of the image of each good pair, by key."""
-    copied: set[str]
-    """Keys of the good pairs that are copied as they are: their hashes are those of bytes."""
-    with_lesion: set[str]
-    """Keys of the good pairs whose mask is not empty."""
-    rejected: list[Rejected]
-
-
-class _NearPair(NamedTuple):
-    """Two pairs whose images have near hashes."""
-
-    first: Pair
-    second: Pair
-    distance: int
-    """Number of bits in which the hashes differ."""
-    copied: bool
-    """The hashes are those of bytes (`bytes_hash`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stages:
-    """The parallel stages of one build, each of which resumes where a killed build stopped."""
-
-    job: Job
-    workers: int
-    cluster: Cluster | None
-    report: Report
-
-    def encode(self, parts: list[Part]) -> _Encoded:
-        """Encode the parts that are not encoded yet; the outcome of all of them."""
-        finished, remaining = self._by_record(parts, lambda part: part_record_name(part.name))
-        total = sum(len(part.pairs) for part in parts)
-        done = total - sum(len(part.pairs) for part in remaining)
-        part_of = {pair.key: part.name for part in parts for pair in part.pairs}
-        encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), with_lesion=set(), rejected=[])
-        with self._map(_encode, remaining, "packing", total, done) as new_records:
-            names = (part_record_name(part.name) for part in finished)
-            old_records = (PartRecord.from_json(read_record(self.job.target, name)) for name in names)
-            for record in itertools.chain(new_records, old_records):
-                encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
-                encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
-                encoded.with_lesion.update(sample.key for sample in record.samples if sample.has_lesion)
-                encoded.rejected.extend(record.rejected)
-        return encoded
-
-    def encode_again(self, parts: list[Part]) -> dict[str, str]:
-        """Encode parts of pairs that were good before; the name of the part of each pair, by key.
-
-        Raises ToolkitError when one of them is bad now; its part is deleted, so that the next run reads it again.
-        """
-        encoded = self.encode(parts)
-        bad = {part for key, part in encoded.part_of.items() if key not in encoded.hashes}
-        if bad:
-            self.job.target.delete(name for part in bad for name in (part_record_name(part), tar_name(part)))
-            first = next(row for row in encoded.rejected if row.reason != "partner")
-            raise ToolkitError(
-                f"{first.path}: it was good when it was read before, and is {first.reason} now ({first.detail}); "
-                "check its disk, leave the sources as they are, and run the same build again"
-            )
-        return encoded.part_of
-
-    def find_duplicates(self, pairs: list[Pair], encoded: _Encoded) -> list[Duplicate]:
-        """Find the images that show the same thing, or read the list that a killed build has written."""
-        if self.job.target.exists(DUPLICATES):
-            return [Duplicate(*row) for row in read_record(self.job.target, DUPLICATES)]
-        hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, HASH_BYTES)
-        near = [
-            _NearPair(pairs[i], pairs[j], distance, copied)
-            for i, j, distance in near_pairs(hashes)
-            for copied in [pairs[i].key in encoded.copied]
-            if not (copied and distance)
-        ]
-        with self._map(_compare, near, "comparing", len(near)) as results:
-            duplicates = [duplicate for duplicate in results if duplicate]
-        write_record(self.job.target, DUPLICATES, [astuple(duplicate) for duplicate in duplicates])
-        return duplicates
-
-    def write_shards(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
-        """Write the shards that are not written yet; the records of all of them, in the plan's order.
-
-        A part is deleted when the last shard that needs it is published, so that little is on the disk twice.
-        """
-        items = [(shard, [part_of[pair.key] for pair in shard.pairs]) for shard in shards]
-        _, remaining = self._by_record(items, lambda item: shard_record_name(item[0]))
-        shards_of_part = Counter(part for _, parts in remaining for part in set(parts))
-        self.job.target.delete(tar_name(part) for part in set(part_of.values()) - shards_of_part.keys())
-        total = sum(len(shard.pairs) for shard in shards)
-        done = total - sum(len(shard.pairs) for shard, _ in remaining)
-        with self._map(_write, remaining, "writing", total, done) as written:
-            for _, (_, parts) in zip(written, remaining, strict=True):
-                shards_of_part.subtract(set(parts))
-                self.job.target.delete(tar_name(part) for part in set(parts) if not shards_of_part[part])
-        names = (shard_record_name(shard) for shard in shards)
-        return [ShardRecord.from_json(read_record(self.job.target, name)) for name in names]
-
-    def _by_record(self, items: list[Item], record_name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
-        """Divide items into those whose record is in the work folder, and the others."""
-        names = {f"{WORK}/{name}" for name in self.job.target.work_files()}
-        finished = [item for item in items if record_name(item) in names]
-        return finished, [item for item in items if record_name(item) not in names]
-
-    def _map(
-        self, work: Work[Item, Job, Result], items: list[Item], stage: str, total: int, done_before: int = 0
-    ) -> AbstractContextManager[Iterator[Result]]:
-        """Map `work` over the items, in order, in processes here or on the cluster, with progress reports."""
-
-        def report(done: int) -> None:
-            self.report(done_before + done, total, stage)
-
-        if self.cluster is not None:
-            return nullcontext(self.cluster.map_ordered(work, items, self.job, report))
-        return run_parallel(work, items, self.job, workers=min(self.workers, max(1, len(items))), report=report)
-
-
-def _encode(part: Part, job: Job, advance: Advance) -> PartRecord:
-    return encode_part(job.target, part, job.sources, job.options, advance)
-
-
-def _compare(near: _NearPair, job: Job, advance: Advance) -> Duplicate | None:
-    """Compare two images with near hashes; None when they are no duplicates."""
-    kind = kind_of(near.first, near.second, job.sources, copied=near.copied)
-    advance()
-    if kind is None:
-        return None
-    smaller, greater = sorted((near.first.key, near.second.key))
-    return Duplicate(greater, smaller, kind, near.distance)
-
-
-def _write(item: tuple[PlannedShard, list[str]], job: Job, advance: Advance) -> None:
-    shard, parts = item
-    write_shard(job.target, shard, parts, job.sources, job.options)
-    for _ in shard.pairs:
-        advance()

@@ -13,7 +13,6 @@ from shards.format import Counts, Index, ShardEntry
 from shards.inputs.match import Pairing, Rejected
 from shards.inputs.source import File
 from shards.planning.duplicates import Duplicate
-from shards.planning.plan import BuildOptions
 from shards.writing.index import publish_index
 from shards.writing.records import SampleRow, ShardRecord
 from shards.writing.target import WORK, FolderTarget
@@ -33,13 +32,11 @@ def test_the_index_counts_what_the_records_hold_and_the_tables_list_it(tmp_path:
     rejected = [Rejected("E, copy.jpg", "no-mask", "there is no E_segmentation.png")]
     index = publish_index(
         FolderTarget(tmp_path),
-        {"seed": 0},
-        BuildOptions(size=32),
+        {"seed": 0, "size": 32},
         Pairing(pairs=pairs, rejected=rejected, ignored=[File(0, "LICENSE.txt", 1)]),
         records,
         rejected,
         [Duplicate("D", "B", "near", 5), Duplicate("B", "A", "bytes", 0)],
-        dict(zip("ABCD", ("train", "train", "train", "val"), strict=True)),
     )
     assert index == Index.parse((tmp_path / format.INDEX_NAME).read_bytes(), "here")
     assert index.counts == Counts(
