@@ -30,32 +30,34 @@ MIN_REMAINING_PARTS = 24  # a part holds at most 1/24 of the remaining pairs, so
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Options that, with the inputs, decide the bytes of a shard set. Raises UsageError."""
+    """Flags of `isic-shards build` that, with the inputs, decide the bytes of a shard set. Raises UsageError."""
 
-    size: int | None = 512
-    """Side of the square images in pixels; None copies the originals, those that every reader can read as they are."""
+    size: int | Literal["original"] = 512
+    """Side of the square images in pixels, or original to copy images and masks as they are."""
     fit: ResizeMode = "stretch"
-    """Resize mode (`shards.geometry`): stretch, pad or crop."""
+    """Resize mode: change the aspect ratio, pad with black, or crop to the centre."""
     split: str = "train=0.8,val=0.1,test=0.1"
-    """Fraction of the groups in each split, as NAME=FRACTION; the fractions sum to 1."""
+    """Fraction of the groups in each split."""
     split_file: str | None = None
-    """CSV file with the columns id and split, instead of `split`."""
+    """FILE.csv with the columns id and split, instead of --split."""
     split_archives: bool = False
-    """Take the split of an image from the name of its archive or folder: Training, Validation or Test."""
+    """Take the split from the names of the archives or folders of the images, which have Training, Validation or Test
+    in them; instead of --split."""
     groups: str | None = None
-    """FILE.csv:COLUMN; images with the same value stay in one split. None: each image is its own group."""
+    """FILE.csv:COLUMN, as metadata.csv:lesion_id; the images of one value stay in one split."""
     seed: int = 0
-    """Seed of the assignment of groups to splits, and of the order in the shards."""
+    """Random seed of the splits and of the order in the shards."""
     samples_per_shard: int = 256
-    """Maximum number of samples in a shard."""
+    """Maximum number of samples in one shard."""
     on_bad_input: OnBadInput = "fail"
-    """fail: stop after all inputs have been checked; skip: leave bad inputs out and list them."""
+    """fail: check all inputs, list the bad ones and build nothing; skip: exclude them and list them."""
     mask_suffix: str = MASK_SUFFIX
-    """Suffix of a mask's file name, after the key."""
+    """Suffix of a mask's file name after that of its image."""
     original_masks: OriginalMasks = "eval"
-    """Splits that keep the masks at their original resolution: none, all but train (eval), or all."""
+    """Which splits keep the masks at original resolution: none, eval (all but train), or all."""
     exclude: str | None = None
-    """CSV file of images to leave out (`shards.exclusions`); rejected.csv lists them."""
+    """FILE.csv with the column id, as of isicdist audit: leave out the images of the verdict wrong (without a column
+    verdict, all of the table)."""
 
     def __post_init__(self) -> None:
         parse_fractions(self.split)
@@ -63,7 +65,7 @@ class BuildOptions:
             raise UsageError("--split and --split-file: give one of the two")
         if self.split_archives and (self.split_file is not None or self.split != BuildOptions.split):
             raise UsageError("--split-archives: give it alone, without --split and --split-file")
-        if self.size is not None and not 16 <= self.size <= format.MAX_SIZE:
+        if self.size != "original" and self.size not in range(16, format.MAX_SIZE + 1):
             raise UsageError(f"--size {self.size}: give 16 to {format.MAX_SIZE} pixels, or original")
         if self.samples_per_shard < 1:
             raise UsageError(f"--samples-per-shard {self.samples_per_shard}: give 1 or more")
@@ -74,6 +76,11 @@ class BuildOptions:
                 raise UsageError(f"{flag} {getattr(self, name)}: give {', '.join(allowed)}")
         if not self.mask_suffix:
             raise UsageError("--mask-suffix: it cannot be empty, for it tells masks from images")
+
+    @property
+    def side(self) -> int | None:
+        """Side of the square images in pixels; None where they are copied as they are."""
+        return None if self.size == "original" else self.size
 
     def keeps_original(self, split: str) -> bool:
         """True if the samples of a split carry the mask at its original resolution."""
@@ -96,14 +103,14 @@ class BuildOptions:
         # A set without exclusions has the digest that it had before there were any.
         exclude = {} if self.exclude is None else {"exclude": _sha256_of(Path(self.exclude))}
         return exclude | {
-            "fit": self.fit if self.size else "original",
+            "fit": self.fit if self.side else "original",
             "groups": groups,
             "mask_suffix": self.mask_suffix,
             "on_bad_input": self.on_bad_input,
             "original_masks": self.original_masks,
             "samples_per_shard": self.samples_per_shard,
             "seed": self.seed,
-            "size": self.size,
+            "size": self.side,
             "split": split,
         }
 

@@ -62,11 +62,11 @@ def encode(
     `keep_original` adds the mask at its original resolution.
     """
     try:
-        if options.size is None:
+        if options.side is None:
             copy = _copy(pair, sources, keep_original=keep_original)
             if copy is not None:
                 return copy
-        decoded = load_pair(pair, sources, options.fit, options.size)
+        decoded = load_pair(pair, sources, options.fit, options.side)
     except BadPairError as error:
         return error.rejected(pair)
     plan = decoded.resize_plan

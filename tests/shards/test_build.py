@@ -116,7 +116,7 @@ def test_a_group_stays_in_one_split(pictures: Path, tmp_path: Path):
 
 
 def test_size_original_copies_the_bytes(pictures: Path, tmp_path: Path):
-    options = BuildOptions(size=None, split="train=1", original_masks="none")
+    options = BuildOptions(size="original", split="train=1", original_masks="none")
     build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)
     split = ShardSet.open(tmp_path / "set").split("train")
     for index in range(len(split)):

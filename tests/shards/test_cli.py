@@ -67,6 +67,7 @@ def test_build_then_verify_info_and_preview(pictures: Path, tmp_path: Path, caps
         (["info", "nowhere"], 1, "there is no such folder"),
         (["build", "--images", "no", "--masks", "no", "--out", "set"], 1, "no: there is no such folder or archive"),
         (["build", "--images", ".", "--masks", ".", "--out", "set", "--size", "3"], 2, "--size 3"),
+        (["build", "--images", ".", "--masks", ".", "--out", "set", "--fit", "x"], 2, 'Choose from: "stretch", "pad"'),
         (["preview", "nowhere", "--out", "sheet.gif"], 2, "ends in .png"),
     ],
 )
@@ -80,6 +81,23 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert printed.err.count("\n") == 1
     assert words in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flags_are_the_fields_of_the_options(pictures: Path, tmp_path: Path):
+    sources = ("--images", pictures, "--masks", pictures, "--out", tmp_path / "set", "--workers", "1")
+    flags = ("--size", "original", "--seed", "4", "--samples-per-shard", "9", "--original-masks", "none")
+    assert run("build", *sources, *flags, "--split", "train=0.5,val=0.5", "--on-bad-input", "skip") == 0
+    options = BuildOptions(
+        size="original",
+        seed=4,
+        samples_per_shard=9,
+        original_masks="none",
+        split="train=0.5,val=0.5",
+        on_bad_input="skip",
+    )
+    built = dict(ShardSet.open(tmp_path / "set").index.built)
+    assert built.pop("inputs")
+    assert built == options.to_json()
 
 
 def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -173,6 +173,7 @@ def test_an_empty_split_and_a_torn_group_are_named():
     [
         ({"size": 15}, "--size 15: give 16 to 8192 pixels"),
         ({"size": 8193}, "--size 8193"),
+        ({"size": None}, "--size None: give 16 to 8192 pixels, or original"),
         ({"samples_per_shard": 0}, "--samples-per-shard 0: give 1 or more"),
         ({"fit": "squeeze"}, "--fit squeeze: give stretch, pad, crop"),
         ({"mask_suffix": ""}, "--mask-suffix"),
@@ -196,4 +197,5 @@ def test_the_recorded_options_name_no_path_and_change_with_the_tables(tmp_path: 
     (tmp_path / "splits.csv").write_text("id,split\nA,val\n")
     changed = options.to_json()
     assert {name for name in recorded if recorded[name] != changed[name]} == {"groups", "split"}
-    assert BuildOptions(size=None).to_json()["fit"] == "original"
+    recorded = BuildOptions(size="original").to_json()
+    assert (recorded["fit"], recorded["size"]) == ("original", None)

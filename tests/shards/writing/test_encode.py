@@ -27,7 +27,7 @@ from shards.verify import verify
 from shards.writing.encode import DeferredCopy, Sample, encode
 from tests.shards.conftest import disc, write_pair
 
-WHOLE = BuildOptions(size=None, split="train=0.5,val=0.5", samples_per_shard=9)
+WHOLE = BuildOptions(size="original", split="train=0.5,val=0.5", samples_per_shard=9)
 ODD = "ISIC_0000003"
 
 

@@ -20,7 +20,7 @@ from shards.writing.target import WORK, FolderTarget
 from tests.shards.conftest import write_pair
 
 DECODED = BuildOptions(size=32)
-COPIED = BuildOptions(size=None)
+COPIED = BuildOptions(size="original")
 
 
 @pytest.fixture
