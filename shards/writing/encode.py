@@ -14,7 +14,6 @@ from isal import isal_zlib
 from shards import codecs, format
 from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_pair, read_input, read_raw_pair
-from shards.inputs.headers import ends_of
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import FolderSource, Source
 from shards.planning.duplicates import bytes_hash, perceptual_hash
@@ -47,7 +46,7 @@ class DeferredCopy:
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     hash: bytes
-    """Hash of the image's size and ends (`shards.planning.duplicates.bytes_hash`)."""
+    """Hash of the image's bytes (`shards.planning.duplicates.bytes_hash`)."""
     crcs: list[int]
     """CRC-32 of the image's and the mask's bytes."""
     has_lesion: bool
@@ -109,9 +108,9 @@ def _copy(pair: Pair, sources: list[Source], *, keep_original: bool) -> Sample |
     raw = read_raw_pair(pair, sources)
     if raw is None:
         return None
-    original, hash = raw.resize_plan.original, bytes_hash(len(raw.jpeg), ends_of(raw.jpeg))
+    original, crcs = raw.resize_plan.original, [isal_zlib.crc32(raw.jpeg), isal_zlib.crc32(raw.png)]
+    hash = bytes_hash(len(raw.jpeg), crcs[0])
     if all(isinstance(sources[file.source], FolderSource) for file in (pair.image, pair.mask)):
-        crcs = [isal_zlib.crc32(raw.jpeg), isal_zlib.crc32(raw.png)]
         return DeferredCopy(key=pair.key, original=original, hash=hash, crcs=crcs, has_lesion=raw.has_lesion)
     return Sample(
         key=pair.key,
