@@ -156,7 +156,7 @@ def exclude_pairs(pairing: Pairing, excluded: Collection[str], table: str) -> Pa
     return replace(pairing, pairs=pairs, rejected=pairing.rejected + rejected)
 
 
-def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected], list[File]]:
+def images_only(files: Iterable[File]) -> tuple[list[File], list[Rejected], list[File]]:
     """List the images by their names, reject the files of image types that are not supported, and list the others.
 
     The others are ignored: masks by their names, and the other files of the archives (superpixels, licences).
@@ -166,7 +166,7 @@ def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[
     rejected: list[Rejected] = []
     for file in files:
         stem, kind = _stem_and_type(file.name)
-        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(mask_suffix.lower()):
+        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(MASK_SUFFIX):
             ignored.append(file)
         elif kind in IMAGE_TYPES:
             images.append(file)
