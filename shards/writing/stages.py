@@ -5,6 +5,7 @@ Each stage leaves out what its records in DIR/.build say is done, and so resumes
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -99,9 +100,8 @@ class Stages:
         Raises ToolkitError when one of them is bad now; its part is deleted, so that the next run reads it again.
         """
         encoded = self.encode(parts)
-        bad = {part for key, part in encoded.part_of.items() if key not in encoded.hashes}
-        if bad:
-            self.job.target.delete(name for part in bad for name in (part_record_name(part), tar_name(part)))
+        if encoded.rejected:
+            self._delete_bad_parts(encoded)
             first = next(row for row in encoded.rejected if row.reason != "partner")
             raise ToolkitError(
                 f"{first.path}: it was good when it was read before, and is {first.reason} now ({first.detail}); "
@@ -110,9 +110,21 @@ class Stages:
         return encoded.part_of
 
     def find_duplicates(self, pairs: list[Pair], encoded: Encoded) -> list[Duplicate]:
-        """Find the images that show the same thing, or read the list that a killed build has written."""
-        if self.job.target.exists(DUPLICATES):
-            return [Duplicate(*row) for row in read_record(self.job.target, DUPLICATES)]
+        """Find the images that show the same thing, or read the list that a killed build has written.
+
+        Raises ToolkitError when that was of other pairs: a part was damaged, and an image of it is bad now.
+        """
+        target = self.job.target
+        keys = hashlib.sha256("\n".join(pair.key for pair in pairs).encode()).hexdigest()
+        if target.exists(DUPLICATES):
+            record = read_record(target, DUPLICATES)
+            if record["keys"] != keys:
+                self._delete_bad_parts(encoded)
+                raise ToolkitError(
+                    f"{target.location}: a pair that was good when it was read before is bad now, or the other way "
+                    f"round; check its disk and run the same build again, if need be after removing {target.location}"
+                )
+            return [Duplicate(*row) for row in record["duplicates"]]
         hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, HASH_BYTES)
         near = [
             _NearPair(pairs[i], pairs[j], distance, copied)
@@ -122,7 +134,7 @@ class Stages:
         ]
         with self._map(_compare, near, "comparing", len(near)) as results:
             duplicates = [duplicate for duplicate in results if duplicate]
-        write_record(self.job.target, DUPLICATES, [astuple(duplicate) for duplicate in duplicates])
+        write_record(target, DUPLICATES, {"keys": keys, "duplicates": [astuple(each) for each in duplicates]})
         return duplicates
 
     def write_shards(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
@@ -142,6 +154,11 @@ class Stages:
                 self.job.target.delete(tar_name(part) for part in set(parts) if not shards_of_part[part])
         names = (shard_record_name(shard) for shard in shards)
         return [ShardRecord.from_json(read_record(self.job.target, name)) for name in names]
+
+    def _delete_bad_parts(self, encoded: Encoded) -> None:
+        """Delete the parts with a bad pair, so that the next run encodes them again."""
+        bad = {part for key, part in encoded.part_of.items() if key not in encoded.hashes}
+        self.job.target.delete(name for part in bad for name in (part_record_name(part), tar_name(part)))
 
     def _by_record(self, items: list[Item], record_name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
         """Divide items into those whose record is in the work folder, and the others."""

@@ -25,8 +25,9 @@ from shards.inputs.match import BadInputError, Pair, pair_files
 from shards.inputs.source import open_sources
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.writing import encode
-from shards.writing.target import WORK
+from shards.writing import encode, stages
+from shards.writing.records import part_record_name, read_record, tar_name
+from shards.writing.target import WORK, FolderTarget
 from tests.shards.conftest import write_pair
 
 SMALL = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
@@ -232,6 +233,44 @@ def test_a_pair_that_cannot_be_read_a_second_time_stops_the_build_and_the_next_r
         patch.setattr(encode, "load_pair", fails_the_second_time)
         for _ in range(2):
             with pytest.raises(ToolkitError, match=r"I\d\d\.jpg: it was good .* unreadable now \(\[Errno 5\]"):
+                build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("victim", [0, 12])  # the one of a duplicate, and one of none
+def test_a_pair_of_a_lost_part_that_cannot_be_read_any_more_stops_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
+):
+    folder, key = tmp_path / "in", f"I{victim:02d}"
+    for number in range(16):
+        write_pair(folder, f"I{number:02d}", number if number < 14 else number - 14)
+    options = BuildOptions(size=32, split="train=0.5,val=0.5", samples_per_shard=3, on_bad_input="skip")
+    build(str(folder), str(folder), tmp_path / "whole", options, workers=1)
+
+    def stopped(*_: Any) -> None:
+        raise ToolkitError("stopped")
+
+    def unreadable(pair: Pair, *rest: Any) -> Decoded:
+        if pair.key == key:
+            raise BadPairError(pair.image, "unreadable", "[Errno 5] Input/output error")
+        return load_pair(pair, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "write_shard", stopped)
+        with pytest.raises(ToolkitError, match="stopped"):
+            build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    target = FolderTarget(tmp_path / "set")
+    (part,) = (
+        path.stem
+        for path in (tmp_path / "set" / WORK).glob("0-*.json")
+        if key in [sample["key"] for sample in read_record(target, part_record_name(path.stem))["samples"]]
+    )
+    target.delete([part_record_name(part), tar_name(part)])  # as a build does that finds it damaged
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "load_pair", unreadable)
+        for _ in range(2):
+            with pytest.raises(ToolkitError, match="was good when it was read before is bad now"):
                 build(str(folder), str(folder), tmp_path / "set", options, workers=1)
     build(str(folder), str(folder), tmp_path / "set", options, workers=1)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
