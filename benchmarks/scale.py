@@ -105,9 +105,9 @@ def build(samples: int, out: Path) -> list[Row]:
     with measured("digest"):
         digest = digest_of_files(files, with_times=True)
     with measured("split"):
-        splits = splits_by_hash((pair.key for pair in pairing.pairs), {}, {}, options)
+        splits = splits_by_hash(pairing.pairs, {}, options)
     with measured("plan"):
-        shards = plan_shards(pairing.pairs, splits, {}, options)
+        shards = plan_shards(pairing.pairs, splits, options)
         split_into_parts(shards, options, encoding_pass=0)
     with measured("duplicates"):
         near_pairs(hashes)
@@ -115,7 +115,7 @@ def build(samples: int, out: Path) -> list[Row]:
         records = [record_of(shard, random) for shard in shards]
     with measured("index"):
         built = {**options.to_json(), "inputs": digest}
-        publish_index(open_target(out), built, options, pairing, records, [], [], splits)
+        publish_index(open_target(out), built, pairing, records, [], [])
     with measured("(the masks that info decodes)"):
         write_masks(out)
     return rows

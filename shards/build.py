@@ -1,62 +1,43 @@
 """Build a shard set: pair the inputs, encode the pairs in parallel, find duplicates, plan and write shards and index.
 
-A build that was killed resumes when it is run again: DIR/.build holds what is done (`shards.writing.staging`).
+A build that was killed resumes when it is run again: DIR/.build holds what is done (`shards.writing.stages`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any
 
 from shards import format
 from shards.errors import SourceError, UsageError
 from shards.exclusions import read_excluded
 from shards.format import Index
-from shards.inputs.match import EXCLUDED, BadInputError, Pair, Pairing, Rejected, exclude_pairs, pair_files
-from shards.inputs.source import archives_in, files_outside, open_sources
-from shards.parallel.dask import Cluster, connect
-from shards.parallel.processes import Advance, Work, available_cores, run_parallel
-from shards.planning.duplicates import HASH_BYTES, Duplicate, kind_of, merge_groups, near_pairs
+from shards.inputs.match import EXCLUDED, BadInputError, Pairing, exclude_pairs, pair_files
+from shards.inputs.source import File, Source, archives_in, files_outside, open_sources
+from shards.parallel.dask import connect
+from shards.parallel.processes import available_cores
+from shards.planning.duplicates import merge_groups
 from shards.planning.plan import (
     BuildOptions,
-    Part,
-    PlannedShard,
     check_groups,
     check_not_empty,
     digest_of_files,
     plan_shards,
     split_into_parts,
+    split_warnings,
     splits_by_hash,
 )
 from shards.planning.split import read_groups, read_split_file, split_of_source
+from shards.progress import Report, no_report
 from shards.writing.index import publish_index
 from shards.writing.job import PLAN, Job
-from shards.writing.records import (
-    RECORDS_VERSION,
-    PartRecord,
-    ShardRecord,
-    part_record_name,
-    read_record,
-    shard_record_name,
-    tar_name,
-    write_record,
-)
-from shards.writing.staging import encode_part, write_shard
-from shards.writing.target import WORK, Target, open_target, read_bytes
-
-DUPLICATES = f"{WORK}/duplicates.json"
-Report = Callable[[int, int, str], None]
-"""Progress callback: the number of items done, of all items, and the name of the stage."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from shards.writing.records import RECORDS_VERSION, read_record, write_record
+from shards.writing.stages import Stages
+from shards.writing.target import Target, open_target, read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +48,13 @@ class BuildResult:
     """Path or URL of the set."""
     index: Index
     already_complete: bool
-    """The set was complete before this build, which changed nothing."""
+    """The set was complete before this build, which changed nothing, and found nothing out for the fields below."""
     grouped: int | None = None
     """Number of packed pairs that the table of groups names; None without one."""
+    excluded: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Number of excluded pairs by the split that they would be in, as far as it is known."""
+    warnings: Sequence[str] = ()
+    """Descriptions of what makes the splits uneven, a line each (`shards.planning.plan.split_warnings`)."""
 
 
 def build(
@@ -81,7 +66,7 @@ def build(
     workers: int | None = None,
     scheduler: str | None = None,
     allow_empty_masks: bool = False,
-    report: Report = lambda done, total, title: None,
+    report: Report = no_report,
 ) -> BuildResult:
     """Pack images and masks (paths or URLs of their sources, which may be the same) into a shard set at `out`.
 
@@ -114,58 +99,78 @@ def build(
     masks_only -= {each for location in image_locations for each in archives_in(location)}
     try:
         mask_sources = {number for number, source in enumerate(sources) if source.location in masks_only}
-        pairing = pair_files(files, options.mask_suffix, mask_sources)
-        if options.exclude:
-            pairing = exclude_pairs(pairing, read_excluded(Path(options.exclude)), options.exclude)
-        keys = [pair.key for pair in pairing.pairs]
-        groups = read_groups(options.groups, keys) if options.groups else {}
-        split_table = read_split_file(options.split_file, keys) if options.split_file else {}
-        if options.split_archives:
-            split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in pairing.pairs}
-        if split_table:
-            check_groups(split_table, groups)
+        inputs = _read_inputs(sources, files, mask_sources, options)
         built = {**options.to_json(), "inputs": digest_of_files(files, with_times=False)}
-        index, grouped, already_complete = _complete_index(target, built), None, True
-        if index is None:
+        result = _already_complete(target, built)
+        if result is None:
             identity = {**built, "times": digest_of_files(files, with_times=True), "records": RECORDS_VERSION}
             job = Job(target=target, sources=sources, options=options, identity=identity)
             with connect(scheduler) if scheduler else nullcontext() as cluster, target.lock():
-                index = _complete_index(target, built)  # another build may have ended since
-                if index is None:
-                    already_complete = False
-                    stages = _Stages(job=job, workers=workers, cluster=cluster, report=report)
+                result = _already_complete(target, built)  # another build may have ended since
+                if result is None:
+                    stages = Stages(job=job, workers=workers, cluster=cluster, report=report)
                     with _begun(target, identity):
-                        index, packed = _build(
-                            stages, pairing, groups, split_table, built, allow_empty_masks=allow_empty_masks
-                        )
-                    grouped = sum(pair.key in groups for pair in packed) if options.groups else None
+                        result = _build(stages, inputs, built, allow_empty_masks=allow_empty_masks)
     finally:
         for source in sources:
             source.close()
     target.clear_work()  # here, too, for a build that was killed just before its end
-    return BuildResult(location=target.location, index=index, already_complete=already_complete, grouped=grouped)
+    return result
 
 
-def _build(
-    stages: _Stages,
-    pairing: Pairing,
-    groups: dict[str, str],
-    split_table: dict[str, str],
-    built: dict[str, Any],
-    *,
-    allow_empty_masks: bool,
-) -> tuple[Index, list[Pair]]:
-    """Encode the pairs, find duplicates, plan and write the shards, publish the index. Returns the packed pairs."""
-    options = stages.job.options
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """The pairs of a build, with what its tables and the names of its archives say of them."""
+
+    pairing: Pairing
+    """Without the pairs that are excluded, which it lists as rejected."""
+    grouped: Collection[str]
+    """Keys that the table of groups names."""
+    split_table: dict[str, str]
+    """Split of each pair by key, from a file or from the archives; empty where a hash decides."""
+    excluded: dict[str, int]
+    """Number of excluded pairs by the split that they would be in."""
+
+
+def _read_inputs(
+    sources: Sequence[Source], files: list[File], mask_sources: Collection[int], options: BuildOptions
+) -> _Inputs:
+    """Pair the files, and read the tables that the options name. Raises SourceError, UsageError."""
+    found = pair_files(files, options.mask_suffix, mask_sources)
+    grouped = read_groups(options.groups, [pair.key for pair in found.pairs]) if options.groups else {}
+    if grouped:
+        pairs = [replace(pair, group=grouped.get(pair.key, pair.key)) for pair in found.pairs]
+        found = replace(found, pairs=pairs)
+    pairing = found
+    if options.exclude:
+        pairing = exclude_pairs(found, read_excluded(Path(options.exclude)), options.exclude)
+    kept = {pair.key for pair in pairing.pairs}
+    out = [pair for pair in found.pairs if pair.key not in kept]
+    split_table: dict[str, str] = {}
+    if options.split_file:
+        keys = (pair.key for pair in pairing.pairs)
+        split_table = read_split_file(options.split_file, keys, optional=[pair.key for pair in out])
+    elif options.split_archives:
+        split_table = {pair.key: split_of_source(sources[pair.image.source].location) for pair in found.pairs}
+    splits = split_table or splits_by_hash(out, {}, options)
+    excluded = Counter(splits[pair.key] for pair in out if pair.key in splits)
+    split_table = {key: split for key, split in split_table.items() if key in kept}
+    if split_table:
+        check_groups(pairing.pairs, split_table, options)
+    return _Inputs(pairing=pairing, grouped=grouped.keys(), split_table=split_table, excluded=dict(excluded))
+
+
+def _build(stages: Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empty_masks: bool) -> BuildResult:
+    """Encode the pairs, find duplicates, plan and write the shards, publish the index."""
+    options, pairing, split_table = stages.job.options, inputs.pairing, inputs.split_table
     fail = options.on_bad_input == "fail"
     bad_names = [row for row in pairing.rejected if row.reason != EXCLUDED]
 
     # 1. Encode every pair, in the order of a plan that knows no duplicates yet.
-    keys = [pair.key for pair in pairing.pairs]
-    first_splits = split_table or splits_by_hash(keys, groups, {}, options)
+    first_splits = split_table or splits_by_hash(pairing.pairs, {}, options)
     if not (fail and bad_names):  # or an empty split would be reported before the bad inputs
         check_not_empty(first_splits, options, split_table)
-    first_shards = plan_shards(pairing.pairs, first_splits, groups, options)
+    first_shards = plan_shards(pairing.pairs, first_splits, options)
     encoded = stages.encode(split_into_parts(first_shards, options, encoding_pass=0))
     rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
     bad = [row for row in rejected if row.reason != EXCLUDED]
@@ -182,35 +187,44 @@ def _build(
     if split_table:
         splits = {pair.key: split_table[pair.key] for pair in good}
     else:
-        splits = splits_by_hash(encoded.hashes, groups, merge_groups(groups, duplicates), options)
+        merged = merge_groups({pair.key: pair.group for pair in good}, duplicates)
+        splits = splits_by_hash(good, merged, options)
     check_not_empty(splits, options, split_table)
 
     # 3. Encode again the few pairs that duplicates moved to a split that keeps the original masks.
-    shards = plan_shards(good, splits, groups, options)
+    shards = plan_shards(good, splits, options)
     moved = [
         pair
         for pair in good
         if options.keeps_original(splits[pair.key]) and not options.keeps_original(first_splits[pair.key])
     ]
-    moved_shards = plan_shards(moved, splits, groups, options)
-    encoded_again = stages.encode(split_into_parts(moved_shards, options, encoding_pass=1))
+    moved_shards = plan_shards(moved, splits, options)
+    moved_to = stages.encode_again(split_into_parts(moved_shards, options, encoding_pass=1))
 
     # 4. Assemble the shards, and publish the index.
-    records = stages.write_shards(shards, {**encoded.part_of, **encoded_again.part_of})
-    return publish_index(stages.job.target, built, options, pairing, records, rejected, duplicates, splits), good
+    records = stages.write_shards(shards, {**encoded.part_of, **moved_to})
+    target = stages.job.target
+    return BuildResult(
+        location=target.location,
+        index=publish_index(target, built, pairing, records, rejected, duplicates),
+        already_complete=False,
+        grouped=sum(pair.key in inputs.grouped for pair in good) if options.groups else None,
+        excluded=inputs.excluded,
+        warnings=() if split_table else split_warnings(good, splits, options),
+    )
 
 
 def _absolute(locations: Sequence[str]) -> list[str]:
     return [location if "://" in location else str(Path(location).absolute()) for location in locations]
 
 
-def _complete_index(target: Target, built: dict[str, Any]) -> Index | None:
+def _already_complete(target: Target, built: dict[str, Any]) -> BuildResult | None:
     """Read the index of a complete set; None where there is none yet. Raises UsageError for that of another build."""
     if not target.exists(format.INDEX_NAME):
         return None
     index = Index.parse(read_bytes(target, format.INDEX_NAME), f"{target.location}/{format.INDEX_NAME}")
     _check_same_build(target, index.built, built)
-    return index
+    return BuildResult(location=target.location, index=index, already_complete=True)
 
 
 def _check_same_build(target: Target, existing: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
@@ -247,129 +261,3 @@ def _begun(target: Target, identity: dict[str, Any]) -> Generator[None]:
     except SourceError:
         target.clear_work()
         raise
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """Outcome of the encoding of some parts."""
-
-    part_of: dict[str, str]
-    """Name of the part of each pair, by key."""
-    hashes: dict[str, bytes]
-    """Hash of the image of each good pair, by key."""
-    copied: set[str]
-    """Keys of the good pairs that are copied as they are: their hashes are those of bytes."""
-    with_lesion: set[str]
-    """Keys of the good pairs whose mask is not empty."""
-    rejected: list[Rejected]
-
-
-class _NearPair(NamedTuple):
-    """Two pairs whose images have near hashes."""
-
-    first: Pair
-    second: Pair
-    distance: int
-    """Number of bits in which the hashes differ."""
-    copied: bool
-    """The hashes are those of bytes (`bytes_hash`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stages:
-    """The parallel stages of one build, each of which resumes where a killed build stopped."""
-
-    job: Job
-    workers: int
-    cluster: Cluster | None
-    report: Report
-
-    def encode(self, parts: list[Part]) -> _Encoded:
-        """Encode the parts that are not encoded yet; the outcome of all of them."""
-        finished, remaining = self._by_record(parts, lambda part: part_record_name(part.name))
-        total = sum(len(part.pairs) for part in parts)
-        done = total - sum(len(part.pairs) for part in remaining)
-        part_of = {pair.key: part.name for part in parts for pair in part.pairs}
-        encoded = _Encoded(part_of=part_of, hashes={}, copied=set(), with_lesion=set(), rejected=[])
-        with self._map(_encode, remaining, "packing", total, done) as new_records:
-            names = (part_record_name(part.name) for part in finished)
-            old_records = (PartRecord.from_json(read_record(self.job.target, name)) for name in names)
-            for record in itertools.chain(new_records, old_records):
-                encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
-                encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
-                encoded.with_lesion.update(sample.key for sample in record.samples if sample.has_lesion)
-                encoded.rejected.extend(record.rejected)
-        return encoded
-
-    def find_duplicates(self, pairs: list[Pair], encoded: _Encoded) -> list[Duplicate]:
-        """Find the images that show the same thing, or read the list that a killed build has written."""
-        if self.job.target.exists(DUPLICATES):
-            return [Duplicate(*row) for row in read_record(self.job.target, DUPLICATES)]
-        hashes = np.frombuffer(b"".join(encoded.hashes[pair.key] for pair in pairs), np.uint8).reshape(-1, HASH_BYTES)
-        near = [
-            _NearPair(pairs[i], pairs[j], distance, copied)
-            for i, j, distance in near_pairs(hashes)
-            for copied in [pairs[i].key in encoded.copied]
-            if not (copied and distance)
-        ]
-        with self._map(_compare, near, "comparing", len(near)) as results:
-            duplicates = [duplicate for duplicate in results if duplicate]
-        write_record(self.job.target, DUPLICATES, [astuple(duplicate) for duplicate in duplicates])
-        return duplicates
-
-    def write_shards(self, shards: list[PlannedShard], part_of: Mapping[str, str]) -> list[ShardRecord]:
-        """Write the shards that are not written yet; the records of all of them, in the plan's order.
-
-        A part is deleted when the last shard that needs it is published, so that little is on the disk twice.
-        """
-        items = [(shard, [part_of[pair.key] for pair in shard.pairs]) for shard in shards]
-        _, remaining = self._by_record(items, lambda item: shard_record_name(item[0]))
-        shards_of_part = Counter(part for _, parts in remaining for part in set(parts))
-        self.job.target.delete(tar_name(part) for part in set(part_of.values()) - shards_of_part.keys())
-        total = sum(len(shard.pairs) for shard in shards)
-        done = total - sum(len(shard.pairs) for shard, _ in remaining)
-        with self._map(_write, remaining, "writing", total, done) as written:
-            for _, (_, parts) in zip(written, remaining, strict=True):
-                shards_of_part.subtract(set(parts))
-                self.job.target.delete(tar_name(part) for part in set(parts) if not shards_of_part[part])
-        names = (shard_record_name(shard) for shard in shards)
-        return [ShardRecord.from_json(read_record(self.job.target, name)) for name in names]
-
-    def _by_record(self, items: list[Item], record_name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
-        """Divide items into those whose record is in the work folder, and the others."""
-        names = {f"{WORK}/{name}" for name in self.job.target.work_files()}
-        finished = [item for item in items if record_name(item) in names]
-        return finished, [item for item in items if record_name(item) not in names]
-
-    def _map(
-        self, work: Work[Item, Job, Result], items: list[Item], stage: str, total: int, done_before: int = 0
-    ) -> AbstractContextManager[Iterator[Result]]:
-        """Map `work` over the items, in order, in processes here or on the cluster, with progress reports."""
-
-        def report(done: int) -> None:
-            self.report(done_before + done, total, stage)
-
-        if self.cluster is not None:
-            return nullcontext(self.cluster.map_ordered(work, items, self.job, report))
-        return run_parallel(work, items, self.job, workers=min(self.workers, max(1, len(items))), report=report)
-
-
-def _encode(part: Part, job: Job, advance: Advance) -> PartRecord:
-    return encode_part(job.target, part, job.sources, job.options, advance)
-
-
-def _compare(near: _NearPair, job: Job, advance: Advance) -> Duplicate | None:
-    """Compare two images with near hashes; None when they are no duplicates."""
-    kind = kind_of(near.first, near.second, job.sources, copied=near.copied)
-    advance()
-    if kind is None:
-        return None
-    smaller, greater = sorted((near.first.key, near.second.key))
-    return Duplicate(greater, smaller, kind, near.distance)
-
-
-def _write(item: tuple[PlannedShard, list[str]], job: Job, advance: Advance) -> None:
-    shard, parts = item
-    write_shard(job.target, shard, parts, job.sources, job.options)
-    for _ in shard.pairs:
-        advance()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from shards.command_line import create_app, run_app
 from shards.errors import CorruptShardError, UsageError
-from shards.geometry import ResizeMode
-from shards.planning.plan import BuildOptions, OnBadInput, OriginalMasks
+from shards.planning.plan import BuildOptions
 
 app = create_app(
     name="isic-shards", help="Pack images and masks into WebDataset tar shards, and look after them.", version_flags=[]
@@ -24,20 +23,9 @@ def build(
     images: list[str],
     masks: list[str],
     out: str,
-    size: int | Literal["original"] = 512,
-    fit: ResizeMode = "stretch",
-    split: str = "train=0.8,val=0.1,test=0.1",
-    split_file: str | None = None,
-    split_archives: Annotated[bool, Parameter(negative=())] = False,
-    groups: str | None = None,
-    seed: int = 0,
-    samples_per_shard: int = 256,
+    options: Annotated[BuildOptions | None, Parameter(name="*", negative_bool=())] = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    on_bad_input: OnBadInput = "fail",
-    mask_suffix: str = BuildOptions.mask_suffix,
-    original_masks: OriginalMasks = "eval",
-    exclude: str | None = None,
     allow_empty_masks: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Pack the pairs of a source into a shard set.
@@ -52,60 +40,21 @@ def build(
         Folder, .zip or fsspec URL with the masks, in the same way; it may be the same.
     out
         Folder or fsspec URL for the shard set.
-    size
-        Side of the square images in pixels, or original to copy images and masks as they are.
-    fit
-        Resize mode: change the aspect ratio, pad with black, or crop to the centre.
-    split
-        Fraction of the groups in each split.
-    split_file
-        FILE.csv with the columns id and split, instead of --split.
-    split_archives
-        Take the split from the names of the archives or folders of the images, which have Training, Validation or
-        Test in them; instead of --split.
-    groups
-        FILE.csv:COLUMN, as metadata.csv:lesion_id; the images of one value stay in one split.
-    seed
-        Random seed of the splits and of the order in the shards.
-    samples_per_shard
-        Maximum number of samples in one shard.
     workers
         Number of processes; one for each core by default.
     scheduler
         Address of a Dask cluster to run on instead, as tcp://host:8786; its machines see the same paths.
-    on_bad_input
-        fail: check all inputs, list the bad ones and build nothing; skip: exclude them and list them.
-    mask_suffix
-        Suffix of a mask's file name after that of its image.
-    original_masks
-        Which splits keep the masks at original resolution: none, eval (all but train), or all.
-    exclude
-        FILE.csv with the column id, as of isicdist audit: leave out the images of the verdict wrong (without a column
-        verdict, all of the table).
     allow_empty_masks
         Build a set in which no mask has a lesion.
     """
     from shards import console
     from shards.build import build as build_set
     from shards.inputs.match import BadInputError
+    from shards.progress import progress
     from shards.reader import ShardSet
 
-    options = BuildOptions(
-        size=None if size == "original" else size,
-        fit=fit,
-        split=split,
-        split_file=split_file,
-        split_archives=split_archives,
-        groups=groups,
-        seed=seed,
-        samples_per_shard=samples_per_shard,
-        on_bad_input=on_bad_input,
-        mask_suffix=mask_suffix,
-        original_masks=original_masks,
-        exclude=exclude,
-    )
     try:
-        with console.progress("packing", "pairs") as report:
+        with progress("packing", "pairs") as report:
             result = build_set(
                 images,
                 masks,
@@ -136,10 +85,10 @@ def verify(directory: str, /, *, deep: bool = False) -> int:
     deep
         Decode every sample too.
     """
-    from shards import console
+    from shards.progress import progress
     from shards.verify import verify as verify_set
 
-    with console.progress("verifying", "shards") as report:
+    with progress("verifying", "shards") as report:
         verified = verify_set(directory, deep=deep, report=report)
     for fault in verified.faults:
         print(fault, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Output of the `isic-shards` command: progress bars, tables and summaries.
+"""Output of the `isic-shards` command: tables and summaries.
 
 rich is imported late: a build whose output goes to a file saves its 60 ms.
 """
@@ -6,11 +6,9 @@ rich is imported late: a build whose output goes to a file saves its 60 ms.
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,69 +23,8 @@ from shards.reader import ShardSet
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOG_INTERVAL_SECONDS = 10  # between two lines of progress if stderr is no terminal
 MAX_LISTED = 50  # rejected inputs that are listed
 LOG_WIDTH = 160  # characters in a line if the output is no terminal
-
-
-class Report(Protocol):
-    """Callback for progress: items done, all items and, with several tasks, the title of the current one."""
-
-    def __call__(self, done: int, total: int, title: str = ..., /) -> None:
-        """Update the progress."""
-        ...
-
-
-class _Rate:
-    """Throughput: items per second since the current task began."""
-
-    def __init__(self) -> None:
-        self._title, self._start, self._first = "", 0.0, 0
-
-    def update(self, done: int, title: str) -> float:
-        """Give the throughput; a new title starts a new task."""
-        if title != self._title:
-            self._title, self._start, self._first = title, time.monotonic(), done
-        return (done - self._first) / max(time.monotonic() - self._start, 1e-9)
-
-
-@contextmanager
-def progress(title: str, unit: str) -> Generator[Report]:
-    """Show progress during the block: a bar with rate and remaining time, or lines in a log file.
-
-    Yields the callback that updates it.
-    """
-    rate = _Rate()
-    if not sys.stderr.isatty():
-        last_line = time.monotonic()
-
-        def print_line(done: int, total: int, title: str = title, /) -> None:
-            nonlocal last_line
-            speed = rate.update(done, title)
-            if time.monotonic() - last_line >= LOG_INTERVAL_SECONDS:
-                last_line = time.monotonic()
-                print(f"{title}: {done} of {total} {unit}, {speed:.1f}/s", file=sys.stderr, flush=True)
-
-        yield print_line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
-
-        def update_bar(done: int, total: int, title: str = title, /) -> None:
-            speed = f"{rate.update(done, title):.1f} {unit}/s"
-            bar.update(task, completed=done, total=total, description=title, rate=speed)
-
-        yield update_bar
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -114,7 +51,7 @@ def print_rejected(rejected: list[Rejected]) -> None:
 
 
 def print_build(result: BuildResult) -> None:
-    """Print the summary of a build."""
+    """Print the summary of a build, and on stderr what looks wrong about its splits."""
     counts, splits = result.index.counts, result.index.splits
     parts = ", ".join(f"{name} {splits[name].samples}" for name in sorted_splits(splits))
     if result.already_complete:
@@ -128,7 +65,11 @@ def print_build(result: BuildResult) -> None:
     if result.grouped is not None and result.grouped < pairs:
         print(f"--groups names {result.grouped} of the {pairs} images; each of the others is a group of its own")
     if EXCLUDED in counts.reasons:
-        print(f"{counts.reasons[EXCLUDED]} of the rejected files are of pairs that --exclude names")
+        number, known = counts.reasons[EXCLUDED] // 2, result.excluded
+        lost = [f"{name} {known[name]}" for name in sorted_splits(known)]
+        unknown = number - sum(known.values())
+        lost += [f"{unknown} not in the --split-file"] if unknown else []
+        print(f"--exclude leaves out {number} images, by the split they would be in: {', '.join(lost)}")
     if counts.rejected:
         print(f"what was left out is listed in {result.location}/{format.REJECTED_NAME}")
     for flag, number in counts.flags.items():
@@ -138,6 +79,8 @@ def print_build(result: BuildResult) -> None:
     if counts.duplicates:
         path = f"{result.location}/{format.DUPLICATES_NAME}"
         print(f"duplicates by what is the same: {_duplicates(counts)}; listed in {path}")
+    for line in result.warnings:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def print_info(shard_set: ShardSet) -> None:

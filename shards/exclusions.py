@@ -18,8 +18,9 @@ VERDICTS = (KEEP, WRONG, UNSURE)
 """Values of the column `verdict`, beside the empty one of an image that nobody has looked at."""
 
 
-def read_excluded(path: Path, flag: str = "--exclude") -> frozenset[str]:
-    """Read the ids of the images to exclude. Raises UsageError with the flag for another table, and for one of none."""
+def read_excluded(path: Path) -> frozenset[str]:
+    """Read the ids of the images to exclude. Raises UsageError for another table, and for one of none."""
+    flag = "--exclude"
     ids, columns = read_ids(path, flag)
     if VERDICT_COLUMN not in columns:
         excluded = frozenset(ids)

@@ -1,4 +1,4 @@
-"""Write files and folders atomically: under its final name a file is complete, however the process ends.
+"""Write files and folders atomically: under its final name a file is complete, however the process ends. Lock folders.
 
 Write to a temporary name in the same folder, fsync, rename, fsync the folder. A killed process leaves at most a
 temporary file (`.NAME.PID.new`: see `remove_temporary_files`) or a folder (`.NAME.new`, `.NAME.old`), which the next
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Self
+
+from shards.errors import UsageError
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -86,6 +90,54 @@ def recover_folder(path: Path) -> None:
     old = _sibling(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+class FolderLock:
+    """Lock (fcntl) of a folder by a file in it, so that no two processes write into it at once.
+
+    Once acquired, it is held to the end of a block with it as a context, which deletes the file, or of the process:
+    unlike flock by this process alone, so a worker that outlives it has no part in it.
+    """
+
+    def __init__(self, path: Path, in_use: str) -> None:
+        """Prepare a lock by the file `path`; `in_use` is the message where another process holds it."""
+        self._path, self._in_use = path, in_use
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Make the folder and lock it, where its file system can. Raises UsageError when another process holds it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor is None:
+            with contextlib.ExitStack() as stack:
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError) as error:
+                    raise UsageError(self._in_use) from error
+                except OSError as error:
+                    if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                        raise
+                if self._is_file(descriptor):  # else the process that held it has ended since, and deleted it
+                    stack.pop_all()
+                    self._descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            if self._is_file(self._descriptor):
+                self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _is_file(self, descriptor: int) -> bool:
+        """True if the open file is still the one of the lock's name."""
+        try:
+            return self._path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
 
 
 def _is_alive(process: int) -> bool:

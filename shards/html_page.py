@@ -6,10 +6,13 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
 def template_environment(*packages: str) -> Environment:
-    """Load templates from the folders `templates` of some packages, the first that has one wins; all is escaped."""
+    """Load templates from the folders `templates` of some packages and of this one; all is escaped.
+
+    The first package that has a template wins. A page extends `base.html.j2` of this one.
+    """
     # autoescape=True, not select_autoescape(), which decides by the last suffix: .j2.
     return Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "shards")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -55,7 +55,7 @@ def preview_page(root: str | Path, samples: int = 24) -> str:
     shard_set = ShardSet.open(root)
     tiles = [Tile.of(split, index) for split, index in choose_samples(shard_set, samples)]
     return (
-        template_environment("shards")
+        template_environment()
         .get_template("preview.html.j2")
         .render(
             name=Path(str(root)).name,

@@ -7,7 +7,7 @@ import graphlib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = ("format", "layout", "codecs", "jpeg", "geometry", "files", "tables", "urls", "errors")
+CONTRACT = ("format", "layout", "codecs", "jpeg", "geometry", "files", "tables", "urls", "progress", "errors")
 WINGS = ("metrics", "data", "network", "distributed")  # of training; they do not import each other
 # The rooms below each room. A command, which is any other module of a package, may import all of it.
 BELOW = {

@@ -24,6 +24,7 @@ from isicdist.distributed.environment import LaunchEnvironment, read_environment
 from isicdist.distributed.interface import choose_gloo_interface
 from isicdist.distributed.lost_ranks import publish_host
 from shards.errors import UsageError
+from shards.parallel.malloc import M_MMAP_MAX, M_TRIM_THRESHOLD, set_malloc
 from shards.parallel.processes import available_cores
 
 _PR_SET_PDEATHSIG = 1
@@ -33,7 +34,6 @@ MAX_IDLE_SECONDS = 7 * 24 * 3600
 """Timeout of commands that do not train: a rank that has finished its share waits for the others."""
 MAX_DECODING_THREADS = 8
 """More threads than this only take the GIL from the one that launches kernels."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = None) -> Accelerator:
@@ -151,7 +151,4 @@ def disable_malloc_trim() -> None:
     It would return the activations of every step to the kernel and fault them in again, page by page: on a CPU a step
     took an eighth longer. The process never shrinks below its peak, which the next step needs again.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})

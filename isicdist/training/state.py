@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -27,7 +25,7 @@ from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Checkpoint
 from isicdist.training.optim import EarlyStopping
 from shards.errors import ToolkitError, UsageError
-from shards.files import recover_folder
+from shards.files import FolderLock, recover_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -137,46 +135,13 @@ class TrainState:
         )
 
 
-class RunLock:
-    """Lock of a run's folder (fcntl, a file RUN/.lock), so that no two jobs train in it at once.
-
-    Once acquired, it is held to the end of a block with it as a context, or of the process.
-    """
+class RunLock(FolderLock):
+    """Lock of a run's folder (the file RUN/.lock), so that no two jobs train in it at once."""
 
     def __init__(self, run: Path) -> None:
         """Prepare the lock of the folder `run`."""
-        self._run, self._path = run, run / ".lock"
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Make the folder and lock it, where its file system can. Raises UsageError when another process holds it."""
-        self._run.mkdir(parents=True, exist_ok=True)
-        while True:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._path.stat().st_ino == os.fstat(self._descriptor).st_ino:
-                    return
-            except (BlockingIOError, PermissionError) as error:
-                raise UsageError(
-                    f"{self._run}: another process trains in it; wait for its end or give another --run"
-                ) from error
-            except FileNotFoundError:
-                pass  # the process that held it has ended since, and deleted the file: try again
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                    return
-                raise
-            os.close(self._descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor is not None:  # on the main process
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+        in_use = f"{run}: another process trains in it; wait for its end or give another --run"
+        super().__init__(run / ".lock", in_use)
 
 
 def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator, lock: RunLock) -> Checkpoint | None:

@@ -13,8 +13,6 @@ from isal import isal_zlib
 from shards import codecs
 from shards.jpeg import JPEG_END, JPEG_START
 
-HEAD, TAIL = 1 << 14, 1 << 10
-"""Bytes that are read at the start and at the end of a picture: more than the headers of a plain one."""
 _FRAMES = frozenset(b"\xc0\xc1\xc2")  # baseline, extended and progressive; the others are lossless or hierarchical
 _PROGRESSIVE, _QUANTIZATION, _SCAN = 0xC2, 0xDB, 0xDA
 # Sampling factors of luma, 16 * horizontal + vertical, next to which the colours have 1 x 1: all that cameras use.
@@ -27,16 +25,11 @@ _REFUSED = (b"PLTE", b"tRNS", b"eXIf")
 _TEXTS, _TURNING = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type", b"XML:com.adobe.xmp")
 
 
-def ends_of(data: bytes) -> bytes:
-    """The first HEAD and the last TAIL bytes of a picture; all of a shorter one."""
-    return data if len(data) <= HEAD + TAIL else data[:HEAD] + data[-TAIL:]
-
-
 def plain_jpeg(data: bytes) -> tuple[int, int] | None:
     """(width, height) of an 8-bit JPEG of three colours that has an end and no EXIF or XMP; else None.
 
-    `data`: the JPEG, or its ends. The headers are followed up to the first scan (ITU-T T.81, annex B); one with a
-    colour profile, an unknown segment, unusual sampling factors or irregular scan parameters gets None, too.
+    The headers are followed up to the first scan (ITU-T T.81, annex B); a JPEG with a colour profile, an unknown
+    segment, unusual sampling factors or irregular scan parameters gets None, too.
     """
     if data[:2] != JPEG_START or data[-2:] != JPEG_END:
         return None

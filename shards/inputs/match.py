@@ -35,7 +35,7 @@ REASONS = {
     "pixel-limit": "more pixels or bytes than an honest photograph has",
     "size-mismatch": "an image and a mask of different sizes",
     "orientation": "an EXIF rotation that may or may not hold for the mask",
-    "mask-values": "a mask with marks, none of them above 128",
+    "mask-values": "a mask whose values can be read in more than one way",
     "partner": "a file whose image or mask was rejected",
 }
 
@@ -59,6 +59,8 @@ class Pair:
     key: str
     image: File
     mask: File
+    group: str
+    """Name of the group that stays in one split: its key, where no table of groups has another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ def exclude_pairs(pairing: Pairing, excluded: Collection[str], table: str) -> Pa
     return replace(pairing, pairs=pairs, rejected=pairing.rejected + rejected)
 
 
-def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[list[File], list[Rejected], list[File]]:
+def images_only(files: Iterable[File]) -> tuple[list[File], list[Rejected], list[File]]:
     """List the images by their names, reject the files of image types that are not supported, and list the others.
 
     The others are ignored: masks by their names, and the other files of the archives (superpixels, licences).
@@ -164,7 +166,7 @@ def images_only(files: Iterable[File], mask_suffix: str = MASK_SUFFIX) -> tuple[
     rejected: list[Rejected] = []
     for file in files:
         stem, kind = _stem_and_type(file.name)
-        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(mask_suffix.lower()):
+        if _is_ignored(file.name, stem, kind) or stem.lower().endswith(MASK_SUFFIX):
             ignored.append(file)
         elif kind in IMAGE_TYPES:
             images.append(file)
@@ -195,7 +197,7 @@ def _pair_one(
     elif not images:
         rejected.append(Rejected(all_files[0].name, "no-image", f"there is no {key}.jpg"))
     else:
-        pairs.append(Pair(key, images[0][1], masks[0][1]))
+        pairs.append(Pair(key, images[0][1], masks[0][1], key))
 
 
 def _stem_and_type(name: str) -> tuple[str, str]:

@@ -15,13 +15,14 @@ of the same lesion. `benchmarks/duplicates.py` measures what is. Of the size at 
 depend, so some candidates at the border.
 
 Of an image that is copied (--size original), `bytes_hash` replaces the perceptual hash, and only an image with the
-same bytes is its duplicate. The bytes are compared where size and ends are the same.
+same bytes is its duplicate. The bytes are compared where size and CRC-32 are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -67,9 +68,9 @@ def perceptual_hash(picture: Image.Image) -> bytes:
     return hash_of(_reduced(picture, SIDE)[..., 2])
 
 
-def bytes_hash(size: int, ends: bytes) -> bytes:
-    """Hash (`HASH_BYTES` bytes) of a file's size and ends: images with the same bytes have the same one."""
-    return hashlib.sha256(size.to_bytes(8, "little") + ends).digest()[:HASH_BYTES]
+def bytes_hash(size: int, crc: int) -> bytes:
+    """Hash (`HASH_BYTES` bytes) of a file's size and CRC-32: images with the same bytes have the same one."""
+    return hashlib.sha256(struct.pack("<QI", size, crc)).digest()[:HASH_BYTES]
 
 
 def hash_of(channel: np.ndarray) -> bytes:

@@ -82,13 +82,13 @@ def split_of_source(location: str) -> str:
     return found[0]
 
 
-def read_split_file(path: str, keys: Iterable[str]) -> dict[str, str]:
-    """Read the split of each key from a CSV file with the columns id and split.
+def read_split_file(path: str, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, str]:
+    """Read the split of each key from a CSV file with the columns id and split; those of `optional` may be missing.
 
     Raises UsageError when a key is not in the table, or its split is no identifier.
     """
     table = read_column(Path(path), "split", "--split-file")
-    splits = {key: table.get(key, "") for key in keys}
+    splits = {key: table.get(key, "") for key in keys} | {key: table[key] for key in optional if table.get(key)}
     missing = [key for key, split in splits.items() if not split]
     if missing:
         raise UsageError(

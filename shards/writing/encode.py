@@ -14,7 +14,6 @@ from isal import isal_zlib
 from shards import codecs, format
 from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_pair, read_input, read_raw_pair
-from shards.inputs.headers import ends_of
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import FolderSource, Source
 from shards.planning.duplicates import bytes_hash, perceptual_hash
@@ -47,7 +46,7 @@ class DeferredCopy:
     original: tuple[int, int]
     """Height and width of the original in pixels."""
     hash: bytes
-    """Hash of the image's size and ends (`shards.planning.duplicates.bytes_hash`)."""
+    """Hash of the image's bytes (`shards.planning.duplicates.bytes_hash`)."""
     crcs: list[int]
     """CRC-32 of the image's and the mask's bytes."""
     has_lesion: bool
@@ -55,18 +54,18 @@ class DeferredCopy:
 
 
 def encode(
-    pair: Pair, group: str, sources: list[Source], options: BuildOptions, *, keep_original: bool
+    pair: Pair, sources: list[Source], options: BuildOptions, *, keep_original: bool
 ) -> Sample | DeferredCopy | list[Rejected]:
     """Encode or copy a pair, or defer its copy; the rejected files where it is bad.
 
     `keep_original` adds the mask at its original resolution.
     """
     try:
-        if options.size is None:
-            copy = _copy(pair, group, sources, keep_original=keep_original)
+        if options.side is None:
+            copy = _copy(pair, sources, keep_original=keep_original)
             if copy is not None:
                 return copy
-        decoded = load_pair(pair, sources, options.fit, options.size)
+        decoded = load_pair(pair, sources, options.fit, options.side)
     except BadPairError as error:
         return error.rejected(pair)
     plan = decoded.resize_plan
@@ -75,7 +74,7 @@ def encode(
     content = decoded.picture if jpeg else plan.resize_content(decoded.picture)
     members = [
         jpeg or codecs.encode_image(plan.pad_to_square(np.asarray(content))),
-        _metadata(pair, group, plan, decoded.flags),
+        _metadata(pair, plan, decoded.flags),
         codecs.encode_mask(mask),
         codecs.encode_mask(decoded.mask) if keep_original else b"",
     ]
@@ -91,7 +90,7 @@ def encode(
 
 
 def copy_deferred(
-    pair: Pair, group: str, size: tuple[int, int], crcs: list[int], sources: list[Source], *, keep_original: bool
+    pair: Pair, size: tuple[int, int], crcs: list[int], sources: list[Source], *, keep_original: bool
 ) -> list[bytes] | None:
     """Read the members of a pair whose copy was deferred; `size` is its (height, width) in pixels.
 
@@ -101,21 +100,21 @@ def copy_deferred(
     if [isal_zlib.crc32(jpeg), isal_zlib.crc32(png)] != crcs:
         return None
     plan = ResizePlan.of("original", *size, None)
-    return _raw_members(pair, group, jpeg, png, plan, keep_original=keep_original)
+    return _raw_members(pair, jpeg, png, plan, keep_original=keep_original)
 
 
-def _copy(pair: Pair, group: str, sources: list[Source], *, keep_original: bool) -> Sample | DeferredCopy | None:
+def _copy(pair: Pair, sources: list[Source], *, keep_original: bool) -> Sample | DeferredCopy | None:
     """Copy a pair, or from folders defer its copy; None when it has to be converted. Raises BadPairError."""
     raw = read_raw_pair(pair, sources)
     if raw is None:
         return None
-    original, hash = raw.resize_plan.original, bytes_hash(len(raw.jpeg), ends_of(raw.jpeg))
+    original, crcs = raw.resize_plan.original, [isal_zlib.crc32(raw.jpeg), isal_zlib.crc32(raw.png)]
+    hash = bytes_hash(len(raw.jpeg), crcs[0])
     if all(isinstance(sources[file.source], FolderSource) for file in (pair.image, pair.mask)):
-        crcs = [isal_zlib.crc32(raw.jpeg), isal_zlib.crc32(raw.png)]
         return DeferredCopy(key=pair.key, original=original, hash=hash, crcs=crcs, has_lesion=raw.has_lesion)
     return Sample(
         key=pair.key,
-        members=_raw_members(pair, group, raw.jpeg, raw.png, raw.resize_plan, keep_original=keep_original),
+        members=_raw_members(pair, raw.jpeg, raw.png, raw.resize_plan, keep_original=keep_original),
         original=original,
         foreground=format.UNCOUNTED,
         has_lesion=raw.has_lesion,
@@ -124,13 +123,11 @@ def _copy(pair: Pair, group: str, sources: list[Source], *, keep_original: bool)
     )
 
 
-def _raw_members(
-    pair: Pair, group: str, jpeg: bytes, png: bytes, plan: ResizePlan, *, keep_original: bool
-) -> list[bytes]:
-    return [jpeg, _metadata(pair, group, plan, [format.COPIED]), png, png if keep_original else b""]
+def _raw_members(pair: Pair, jpeg: bytes, png: bytes, plan: ResizePlan, *, keep_original: bool) -> list[bytes]:
+    return [jpeg, _metadata(pair, plan, [format.COPIED]), png, png if keep_original else b""]
 
 
-def _metadata(pair: Pair, group: str, plan: ResizePlan, flags: list[str]) -> bytes:
+def _metadata(pair: Pair, plan: ResizePlan, flags: list[str]) -> bytes:
     """The sample's JSON."""
     return format.canonical_json(
         {
@@ -139,7 +136,7 @@ def _metadata(pair: Pair, group: str, plan: ResizePlan, flags: list[str]) -> byt
             "width": plan.original[1],
             "image": pair.image.name,
             "mask": pair.mask.name,
-            "group": group,
+            "group": pair.group,
             "fit": plan.to_json(),
             "flags": flags,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -15,7 +14,6 @@ from shards import format
 from shards.format import Counts, FileEntry, Index, SplitEntry
 from shards.inputs.match import Pairing, Rejected
 from shards.planning.duplicates import Duplicate
-from shards.planning.plan import BuildOptions
 from shards.planning.split import sorted_splits
 from shards.tables import csv_bytes
 from shards.writing.records import ShardRecord
@@ -25,21 +23,21 @@ from shards.writing.target import Target, write_bytes
 def publish_index(
     target: Target,
     built: dict[str, Any],
-    options: BuildOptions,
     pairing: Pairing,
     records: list[ShardRecord],
     rejected: list[Rejected],
     duplicates: list[Duplicate],
-    split_of_key: Mapping[str, str],
 ) -> Index:
     """Publish all files of a set but its shards, the index last; the index.
 
-    `built`: the options and the digest of the inputs, for the index. `split_of_key`: the split of each packed key.
+    `built`: the options (`BuildOptions.to_json`) and the digest of the inputs, for the index. `records`: of all shards,
+    in the plan's order. `rejected`: files of `pairing`, and those that could not be encoded.
     """
+    split_of_key = {row.key: _split_of(record) for record in records for row in record.rows}
     splits: dict[str, SplitEntry] = {}
     flags: Counter[str] = Counter()
-    for name in sorted_splits(split_of_key.values()):
-        in_split = [record for record in records if record.entry.name.startswith(f"{name}/")]
+    for name in sorted_splits(map(_split_of, records)):
+        in_split = [record for record in records if _split_of(record) == name]
         table = _table(in_split)
         write_bytes(target, format.table_name(name), table)
         splits[name] = SplitEntry(
@@ -67,9 +65,13 @@ def publish_index(
         duplicates=dict(sorted(kinds.items())),
         duplicates_across_splits=sum(row[1] != row[3] for row in pairs),
     )
-    index = Index.new(size=options.size, built=built, counts=counts, splits=splits)
+    index = Index.new(size=built["size"], built=built, counts=counts, splits=splits)
     write_bytes(target, format.INDEX_NAME, format.canonical_json(index.to_json()))
     return index
+
+
+def _split_of(record: ShardRecord) -> str:
+    return record.entry.name.partition("/")[0]
 
 
 def _table(records: list[ShardRecord]) -> bytes:

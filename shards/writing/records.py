@@ -18,7 +18,7 @@ from shards.inputs.match import Rejected
 from shards.planning.plan import PlannedShard
 from shards.writing.target import WORK, Target, read_bytes, write_bytes
 
-RECORDS_VERSION = 5
+RECORDS_VERSION = 6
 """A build that another version of the records has begun cannot be resumed."""
 
 

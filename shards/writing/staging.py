@@ -28,9 +28,10 @@ from shards.inputs.decode import BadPairError
 from shards.inputs.match import Pair, Rejected
 from shards.inputs.source import Source
 from shards.parallel.processes import Advance
-from shards.planning.plan import BuildOptions, Part, PlannedShard
+from shards.planning.plan import Part, PlannedShard
 from shards.urls import without_password
 from shards.writing.encode import DeferredCopy, Sample, copy_deferred, encode
+from shards.writing.job import Job
 from shards.writing.records import (
     PartRecord,
     SampleRow,
@@ -45,9 +46,7 @@ from shards.writing.records import (
 from shards.writing.target import Target
 
 
-def encode_part(
-    target: Target, part: Part, sources: list[Source], options: BuildOptions, advance: Advance
-) -> PartRecord:
+def encode_part(part: Part, job: Job, advance: Advance) -> PartRecord:
     """Decode, check and encode the pairs of a part, and publish its tar, then its record, in DIR/.build.
 
     There is no tar when the copies of all its pairs are deferred.
@@ -57,10 +56,10 @@ def encode_part(
     offset = 0
     with ExitStack() as stack:
         tar: IO[bytes] | None = None
-        for pair, group in zip(part.pairs, part.groups, strict=True):
-            encoded = encode(pair, group, sources, options, keep_original=part.keep_original)
+        for pair in part.pairs:
+            encoded = encode(pair, job.sources, job.options, keep_original=part.keep_original)
             if isinstance(encoded, Sample):
-                tar = tar or stack.enter_context(target.create(tar_name(part.name)))
+                tar = tar or stack.enter_context(job.target.create(tar_name(part.name)))
                 tar.writelines(layout.pieces(encoded.key, encoded.members))
                 samples.append(_staged(encoded, offset))
                 offset += layout.sample_bytes(samples[-1].sizes)
@@ -70,25 +69,24 @@ def encode_part(
                 rejected += encoded
             advance()
     record = PartRecord(samples=samples, rejected=rejected)
-    write_record(target, part_record_name(part.name), record.to_json())
+    write_record(job.target, part_record_name(part.name), record.to_json())
     return record
 
 
-def write_shard(
-    target: Target, shard: PlannedShard, parts: list[str], sources: list[Source], options: BuildOptions
-) -> ShardRecord:
+def write_shard(item: tuple[PlannedShard, list[str]], job: Job, advance: Advance) -> None:
     """Assemble a shard from the parts that hold its pairs (the name of one for each), publish it, then its record.
 
     Raises ToolkitError when a file whose copy was deferred has changed, or a part is damaged.
     """
-    keep_original = options.keeps_original(shard.split)
+    shard, parts = item
+    target, keep_original = job.target, job.options.keeps_original(shard.split)
     rows: list[SampleRow] = []
     flags: Counter[str] = Counter()
     offset = 0
     digest = hashlib.sha256()
     with target.create(shard.name) as file:
         staged = _staged_samples(target, shard, parts)
-        for pair, group, part, (sample, tar) in zip(shard.pairs, shard.groups, parts, staged, strict=True):
+        for pair, part, (sample, tar) in zip(shard.pairs, parts, staged, strict=True):
             if tar and sample.offset is not None:
                 sizes, crcs = sample.sizes, sample.crcs
                 if not keep_original:  # it is the last member
@@ -98,7 +96,7 @@ def write_shard(
                 if [isal_zlib.crc32(data) for data in members] != crcs:
                     raise _damaged_part(target, part, sample)
             else:
-                members = _copy_members(pair, group, sample, sources, keep_original=keep_original)
+                members = _copy_members(pair, sample, job.sources, keep_original=keep_original)
                 sizes, crcs = _sizes_and_crcs(members)
             for piece in layout.pieces(pair.key, members):
                 file.write(piece)
@@ -106,13 +104,13 @@ def write_shard(
             rows.append(SampleRow(sample.key, offset, sizes, crcs, *sample.original, sample.foreground))
             offset += layout.sample_bytes(sizes)
             flags.update(sample.flags)
+            advance()
         end = bytes(layout.shard_bytes(offset) - offset)
         file.write(end)
         digest.update(end)
     entry = ShardEntry(name=shard.name, samples=len(rows), bytes=offset + len(end), sha256=digest.hexdigest())
     record = ShardRecord(entry=entry, rows=rows, flags=dict(flags))
     write_record(target, shard_record_name(shard), record.to_json())
-    return record
 
 
 def _read_members(tar: IO[bytes], sizes: list[int]) -> list[bytes]:
@@ -172,12 +170,10 @@ def _staged_samples(
                 yield samples[pair.key], tar
 
 
-def _copy_members(
-    pair: Pair, group: str, sample: StagedSample, sources: list[Source], *, keep_original: bool
-) -> list[bytes]:
+def _copy_members(pair: Pair, sample: StagedSample, sources: list[Source], *, keep_original: bool) -> list[bytes]:
     """Copy the members of a pair from its sources. Raises ToolkitError when its files have changed."""
     try:
-        members = copy_deferred(pair, group, sample.original, sample.crcs, sources, keep_original=keep_original)
+        members = copy_deferred(pair, sample.original, sample.crcs, sources, keep_original=keep_original)
     except BadPairError:
         members = None
     if members is None:

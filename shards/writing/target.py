@@ -7,7 +7,6 @@ a torn file, which nothing refers to yet and the next run writes again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from shards.errors import UsageError
-from shards.files import atomic_file
+from shards.files import FolderLock, atomic_file
 from shards.urls import filesystem_of, reach, without_password
 from shards.writing.claim import claimed
 
@@ -128,15 +127,10 @@ class FolderTarget:
         created = [path for path in [self.root, *self.root.parents] if not path.exists()]
         work = self.root / WORK
         work.mkdir(parents=True, exist_ok=True)
+        in_use = f"{self.root}: another build is at work there; wait for its end or give another --out"
         try:
-            with (self.root / CLAIM).open("ab") as file:
-                try:
-                    # Held by this process alone, unlike flock: a worker that outlives a killed build has no part in it.
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError) as error:
-                    raise UsageError(
-                        f"{self.root}: another build is at work there; wait for its end or give another --out"
-                    ) from error
+            with FolderLock(self.root / CLAIM, in_use) as lock:
+                lock.acquire()
                 for part in work.glob("*.part"):
                     part.unlink(missing_ok=True)  # a worker that outlives a killed build may delete it first
                 yield

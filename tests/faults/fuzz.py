@@ -34,7 +34,7 @@ from shards import codecs, format
 from shards.errors import ShardSetError, SourceError, ToolkitError
 from shards.inputs.binary_png import decode_binary_png
 from shards.inputs.decode import BadPairError, load_image
-from shards.inputs.headers import ends_of, plain_jpeg, plain_png
+from shards.inputs.headers import plain_jpeg, plain_png
 from shards.inputs.masks import MaskValueError, read_mask
 from shards.inputs.source import File, ZipSource
 from shards.tables import read_column
@@ -85,7 +85,7 @@ def jpeg(data: bytes) -> None:
     """A member of a shard, a photograph of a build, and their headers."""
     pixels = expect(PICTURE_ERRORS, codecs.decode_image, data)
     assert pixels is None or pixels.shape[2] == 3
-    size = plain_jpeg(ends_of(data))
+    size = plain_jpeg(data)
     if size and pixels is not None:
         assert size == (pixels.shape[1], pixels.shape[0])
     expect((BadPairError, ToolkitError), load_image, File(0, "A.jpg", len(data)), [InMemory(data)], "stretch", 32)

@@ -209,7 +209,7 @@ def test_a_part_that_is_damaged_after_its_record_is_found_and_encoded_again(
     chosen, number = random.Random(1), times(20, 2)
     for trial in range(number):
         out = tmp_path / f"set-{trial}"
-        words = [sys.executable, "-c", KILLED_WORKER, source, str(out), "write"]
+        words = [sys.executable, "-c", KILLED_WORKER, source, str(out), "write_shard"]
         subprocess.run(words, capture_output=True, timeout=60, check=False)
         tars = sorted(path for path in (out / WORK).glob("0-*.tar"))
         path = chosen.choice(tars)
@@ -248,7 +248,7 @@ def test_a_begun_build_with_other_options_is_refused(source: str, tmp_path: Path
         build(source, source, out, BuildOptions(size=64, samples_per_shard=4, split=OPTIONS.split, seed=3))
 
 
-@pytest.mark.parametrize("when", ["encode", "write"])
+@pytest.mark.parametrize("when", ["encode_part", "write_shard"])
 def test_a_killed_worker_is_one_line_and_a_rerun_completes(
     source: str, whole: dict[str, bytes], tmp_path: Path, when: str
 ):
@@ -260,7 +260,7 @@ def test_a_killed_worker_is_one_line_and_a_rerun_completes(
     assert process.stderr.count("\n") == 1
     recorded = {path.stem.replace("-", "/") + ".tar" for path in (out / WORK).glob("[tv]*-*.json")}
     times = {name: (out / name).stat().st_mtime_ns for name in recorded}
-    assert len(times) >= (when == "write")
+    assert len(times) >= (when == "write_shard")
     build(source, source, out, OPTIONS, workers=2)
     assert content(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times  # these were not written again
@@ -312,19 +312,19 @@ cli.main(sys.argv[1:])
 
 KILLED_WORKER = """
 import os, signal, sys
-import shards.build
+import shards.writing.stages
 from shards import cli
 
-name = "_" + sys.argv[3]
-work = getattr(shards.build, name)
+name = sys.argv[3]
+work = getattr(shards.writing.stages, name)
 
 def work_and_die(item, job, advance):
-    if name == "_encode" and item.name == "0-000003" or name == "_write" and item[0].number == 3:
+    if name == "encode_part" and item.name == "0-000003" or name == "write_shard" and item[0].number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return work(item, job, advance)
 
-work_and_die.__qualname__, work_and_die.__module__ = name, "shards.build"
-setattr(shards.build, name, work_and_die)
+work_and_die.__qualname__, work_and_die.__module__ = name, "shards.writing.stages"
+setattr(shards.writing.stages, name, work_and_die)
 words = ["--images", sys.argv[1], "--masks", sys.argv[1], "--out", sys.argv[2], "--workers", "2"]
 cli.main(["build", *words, "--size", "64", "--samples-per-shard", "4", "--split", "train=0.7,val=0.3"])
 """

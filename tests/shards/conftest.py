@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.inputs.match import Pair
+from shards.inputs.source import File
+
 
 def photograph(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
     """A smooth picture (H, W, 3) uint8."""
@@ -26,6 +29,11 @@ def write_pair(folder: Path, key: str, seed: int, height: int = 60, width: int =
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photograph(seed, height, width)).save(folder / f"{key}.jpg", quality=95)
     Image.fromarray(disc(height, width)).save(folder / f"{key}_segmentation.png")
+
+
+def pair_of(key: str, group: str | None = None) -> Pair:
+    """A pair of files that need not exist, by its key."""
+    return Pair(key, File(0, f"{key}.jpg", 1), File(0, f"{key}_segmentation.png", 1), group or key)
 
 
 @pytest.fixture(scope="session")

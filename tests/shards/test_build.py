@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ from PIL import Image
 
 from shards import format
 from shards.build import build
-from shards.errors import SourceError, UsageError
+from shards.errors import SourceError, ToolkitError, UsageError
 from shards.format import Counts
-from shards.inputs.decode import load_pair
-from shards.inputs.match import BadInputError, pair_files
+from shards.inputs.decode import BadPairError, Decoded, load_pair
+from shards.inputs.match import BadInputError, Pair, pair_files
 from shards.inputs.source import open_sources
 from shards.planning.plan import BuildOptions
 from shards.reader import ShardSet
-from shards.writing.target import WORK
+from shards.writing import encode, stages
+from shards.writing.records import part_record_name, read_record, tar_name
+from shards.writing.target import WORK, FolderTarget
 from tests.shards.conftest import write_pair
 
 SMALL = BuildOptions(size=32, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
@@ -114,7 +117,7 @@ def test_a_group_stays_in_one_split(pictures: Path, tmp_path: Path):
 
 
 def test_size_original_copies_the_bytes(pictures: Path, tmp_path: Path):
-    options = BuildOptions(size=None, split="train=1", original_masks="none")
+    options = BuildOptions(size="original", split="train=1", original_masks="none")
     build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)
     split = ShardSet.open(tmp_path / "set").split("train")
     for index in range(len(split)):
@@ -208,6 +211,69 @@ def test_a_given_split_of_bad_pairs_alone_is_refused(tmp_path: Path):
     with pytest.raises(SourceError, match="split val gets none of the 2 pairs; mend its images"):
         build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", options, workers=1)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_pair_that_cannot_be_read_a_second_time_stops_the_build_and_the_next_run_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "in"
+    for number in range(24):  # each image twice: a duplicate moves to the split of the other, and is encoded again
+        write_pair(folder, f"I{number:02d}", number % 12)
+    options = BuildOptions(size=32, split="train=0.5,val=0.3,test=0.2", on_bad_input="skip")
+    build(str(folder), str(folder), tmp_path / "whole", options, workers=1)
+    read: set[str] = set()
+
+    def fails_the_second_time(pair: Pair, *rest: Any) -> Decoded:
+        if pair.key in read:
+            raise BadPairError(pair.image, "unreadable", "[Errno 5] Input/output error")
+        read.add(pair.key)
+        return load_pair(pair, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "load_pair", fails_the_second_time)
+        for _ in range(2):
+            with pytest.raises(ToolkitError, match=r"I\d\d\.jpg: it was good .* unreadable now \(\[Errno 5\]"):
+                build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("victim", [0, 12])  # the one of a duplicate, and one of none
+def test_a_pair_of_a_lost_part_that_cannot_be_read_any_more_stops_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
+):
+    folder, key = tmp_path / "in", f"I{victim:02d}"
+    for number in range(16):
+        write_pair(folder, f"I{number:02d}", number if number < 14 else number - 14)
+    options = BuildOptions(size=32, split="train=0.5,val=0.5", samples_per_shard=3, on_bad_input="skip")
+    build(str(folder), str(folder), tmp_path / "whole", options, workers=1)
+
+    def stopped(*_: Any) -> None:
+        raise ToolkitError("stopped")
+
+    def unreadable(pair: Pair, *rest: Any) -> Decoded:
+        if pair.key == key:
+            raise BadPairError(pair.image, "unreadable", "[Errno 5] Input/output error")
+        return load_pair(pair, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "write_shard", stopped)
+        with pytest.raises(ToolkitError, match="stopped"):
+            build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    target = FolderTarget(tmp_path / "set")
+    (part,) = (
+        path.stem
+        for path in (tmp_path / "set" / WORK).glob("0-*.json")
+        if key in [sample["key"] for sample in read_record(target, part_record_name(path.stem))["samples"]]
+    )
+    target.delete([part_record_name(part), tar_name(part)])  # as a build does that finds it damaged
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "load_pair", unreadable)
+        for _ in range(2):
+            with pytest.raises(ToolkitError, match="was good when it was read before is bad now"):
+                build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    build(str(folder), str(folder), tmp_path / "set", options, workers=1)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
 def test_no_work_folder_is_left(shard_set: ShardSet):

@@ -67,6 +67,7 @@ def test_build_then_verify_info_and_preview(pictures: Path, tmp_path: Path, caps
         (["info", "nowhere"], 1, "there is no such folder"),
         (["build", "--images", "no", "--masks", "no", "--out", "set"], 1, "no: there is no such folder or archive"),
         (["build", "--images", ".", "--masks", ".", "--out", "set", "--size", "3"], 2, "--size 3"),
+        (["build", "--images", ".", "--masks", ".", "--out", "set", "--fit", "x"], 2, 'Choose from: "stretch", "pad"'),
         (["preview", "nowhere", "--out", "sheet.gif"], 2, "ends in .png"),
     ],
 )
@@ -82,6 +83,23 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_flags_are_the_fields_of_the_options(pictures: Path, tmp_path: Path):
+    sources = ("--images", pictures, "--masks", pictures, "--out", tmp_path / "set", "--workers", "1")
+    flags = ("--size", "original", "--seed", "4", "--samples-per-shard", "9", "--original-masks", "none")
+    assert run("build", *sources, *flags, "--split", "train=0.5,val=0.5", "--on-bad-input", "skip") == 0
+    options = BuildOptions(
+        size="original",
+        seed=4,
+        samples_per_shard=9,
+        original_masks="none",
+        split="train=0.5,val=0.5",
+        on_bad_input="skip",
+    )
+    built = dict(ShardSet.open(tmp_path / "set").index.built)
+    assert built.pop("inputs")
+    assert built == options.to_json()
+
+
 def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = Path(shutil.copytree(pictures, tmp_path / "in"))
     (folder / "ISIC_0000001_segmentation.png").unlink()
@@ -90,6 +108,19 @@ def test_bad_inputs_are_listed_in_a_table(pictures: Path, tmp_path: Path, capsys
     assert "no-mask" in printed
     assert "1 of the input files cannot be used (first: ISIC_0000001.jpg" in printed
     assert not (tmp_path / "set").exists()
+
+
+def test_a_placeholder_among_the_groups_is_warned_of(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = tmp_path / "metadata.csv"
+    rows = (f"ISIC_{number:07d},{'unknown' if number < 30 else number}\n" for number in range(40))
+    table.write_text("id,patient\n" + "".join(rows))
+    options = ("--groups", f"{table}:patient", "--split", "train=0.5,val=0.5", "--size", "32", "--workers", "1")
+    assert run("build", "--images", pictures, "--masks", pictures, "--out", tmp_path / "set", *options) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("warning: --groups: 30 of the 40 images have patient 'unknown', and so are in one split")
+    assert [line[:14] for line in lines] == ["warning: --gro", "warning: split"]  # one of the two has less than half
 
 
 def test_verify_names_shard_and_key_of_a_flipped_bit(own: Path, capsys: pytest.CaptureFixture[str]):

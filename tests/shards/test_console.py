@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,36 +70,6 @@ def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
     shown = capsys.readouterr().err
     assert path in shown
     assert "key 'b[red]'" in shown
-
-
-def test_progress_in_a_log_is_a_plain_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    now = 100.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    with console.progress("packing", "pairs") as report:
-        for done in range(121):
-            now = 100.0 + done / 4
-            report(done, 120)
-    assert capsys.readouterr().err.splitlines() == [
-        "packing: 40 of 120 pairs, 4.0/s",
-        "packing: 80 of 120 pairs, 4.0/s",
-        "packing: 120 of 120 pairs, 4.0/s",
-    ]
-
-
-def test_progress_on_a_terminal_shows_rate_and_time_left(monkeypatch: pytest.MonkeyPatch):
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with console.progress("packing", "pairs") as report:
-        report(0, 120, "comparing")
-        report(60, 120, "comparing")
-    shown = terminal.getvalue()
-    assert "comparing" in shown
-    assert "60/120" in shown
-    assert "pairs/s" in shown
 
 
 def test_info_of_an_empty_split(capsys: pytest.CaptureFixture[str], built: ShardSet, tmp_path: Path):

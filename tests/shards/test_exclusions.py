@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.build import BuildOptions, build
+from shards.console import print_build
 from shards.errors import UsageError
 from shards.exclusions import read_excluded
 from shards.reader import ShardSet
@@ -45,7 +46,7 @@ def test_a_table_that_is_none_is_refused(text, message, tmp_path):
         read_excluded(tmp_path / "none.csv")
 
 
-def test_a_build_leaves_the_excluded_pairs_out_counts_and_lists_them(archive, shard_set, tmp_path):
+def test_a_build_leaves_the_excluded_pairs_out_counts_and_lists_them(archive, shard_set, tmp_path, capsys):
     whole = ShardSet.open(shard_set)
     options = BuildOptions(size=64, samples_per_shard=7, split="train=0.6,val=0.2,test=0.2")
     keys = {
@@ -54,7 +55,10 @@ def test_a_build_leaves_the_excluded_pairs_out_counts_and_lists_them(archive, sh
     excluded = [keys["train"][0], keys["val"][1]]
     path = table(tmp_path / "review.csv", "id,verdict\n" + "".join(f"{key},wrong\n" for key in excluded))
     sources = (str(archive[0]), str(archive[1]))
-    index = build(*sources, tmp_path / "set", replace(options, exclude=str(path))).index
+    result = build(*sources, tmp_path / "set", replace(options, exclude=str(path)))
+    index = result.index
+    print_build(result)
+    assert "leaves out 2 images, by the split they would be in: train 1, val 1\n" in capsys.readouterr().out
     remaining = {name: [key for key in keys[name] if key not in excluded] for name in keys}
     built = ShardSet.open(tmp_path / "set")
     for name, expected in remaining.items():
@@ -79,3 +83,27 @@ def test_a_build_leaves_the_excluded_pairs_out_counts_and_lists_them(archive, sh
         with pytest.raises(UsageError, match=message):
             build(*sources, tmp_path / "other", replace(options, exclude=str(other)))
         assert not (tmp_path / "other").exists()
+
+
+def test_excluded_images_are_counted_by_group_and_by_split_file_as_far_as_it_names_them(pictures, tmp_path, capsys):
+    keys = [f"ISIC_{number:07d}" for number in range(40)]
+    excluded = keys[:3]
+    path = table(tmp_path / "list.csv", "id\n" + "\n".join(excluded))
+    sources, options = (
+        (str(pictures), str(pictures)),
+        BuildOptions(size=32, split="train=0.5,val=0.5", exclude=str(path)),
+    )
+    groups = table(tmp_path / "groups.csv", "id,lesion\n" + "".join(f"{key},L\n" for key in keys[:4]))
+    result = build(*sources, tmp_path / "grouped", replace(options, groups=f"{groups}:lesion"), workers=1)
+    (split,) = result.excluded  # of the group
+    shards = ShardSet.open(tmp_path / "grouped").split(split)
+    assert keys[3] in [shards.key(index) for index in range(len(shards))]
+    assert (result.excluded, result.grouped) == ({split: 3}, 1)
+
+    given = "id,split\n" + "".join(f"{key},{'val' if key < keys[9] else 'train'}\n" for key in keys[1:])
+    options = replace(options, split=BuildOptions.split, split_file=str(table(tmp_path / "splits.csv", given)))
+    print_build(build(*sources, tmp_path / "given", options, workers=1))
+    assert (
+        "leaves out 3 images, by the split they would be in: val 2, 1 not in the --split-file"
+        in capsys.readouterr().out
+    )

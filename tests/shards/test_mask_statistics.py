@@ -81,6 +81,6 @@ def test_a_set_without_any_lesion_is_built_only_on_request(tmp_path, capsys):
 
 def test_masks_that_were_copied_are_sampled(tmp_path):
     folder = pictures(tmp_path / "pictures", [np.zeros_like(disc())] * 19 + [disc()])
-    build(str(folder), str(folder), tmp_path / "set", BuildOptions(size=None, split="train=1"), workers=1)
+    build(str(folder), str(folder), tmp_path / "set", BuildOptions(size="original", split="train=1"), workers=1)
     (warning,) = mask_warnings(ShardSet.open(tmp_path / "set").split("train"))
     assert warning.startswith("train: 19 of 20 masks are empty")

@@ -28,7 +28,7 @@ def test_the_page_shows_the_samples_of_the_contact_sheet(shard_set: Path):
 
 
 def test_every_flag_can_be_chosen(tmp_path: Path, archive: tuple[Path, Path]):
-    build(str(archive[0]), str(archive[1]), tmp_path / "set", BuildOptions(size=None), workers=1)
+    build(str(archive[0]), str(archive[1]), tmp_path / "set", BuildOptions(size="original"), workers=1)
     page = preview_page(tmp_path / "set", samples=3)
     assert re.findall('name="flag" value="(.+?)"', page) == [COPIED]
     assert page.count(f'data-flags="{COPIED}"') == 3

@@ -22,7 +22,7 @@ PICTURE, MASK = photograph(1), disc()
 
 def loaded(folder: Path, image: str = "A.png", mask: str = "A_segmentation.png", side: int | None = None) -> Decoded:
     files = [File(0, name, (folder / name).stat().st_size) for name in (image, mask)]
-    return load_pair(Pair("A", *files), [FolderSource(str(folder))], "stretch", side)
+    return load_pair(Pair("A", *files, group="A"), [FolderSource(str(folder))], "stretch", side)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_bad_pair_is_rejected_with_its_reason_and_its_partner(folder: Path, re
     image, mask = (File(0, name, 1) for name in names)
     error = BadPairError(mask if reason.startswith(("size", "mask")) else image, reason, "")
     assert caught.value.file.name == error.file.name
-    rows = {row.path: row.reason for row in error.rejected(Pair("A", image, mask))}
+    rows = {row.path: row.reason for row in error.rejected(Pair("A", image, mask, group="A"))}
     assert rows == {error.file.name: reason, (image if error.file is mask else mask).name: "partner"}
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_is_gone_is_no_bad_input(folder: Path):
     files = [File(0, name, 1) for name in ("A.png", "A_segmentation.png")]
     (folder / "A_segmentation.png").unlink()
     with pytest.raises(ToolkitError, match=r"A_segmentation\.png was there and is gone"):
-        load_pair(Pair("A", *files), [FolderSource(str(folder))], "stretch", None)
+        load_pair(Pair("A", *files, group="A"), [FolderSource(str(folder))], "stretch", None)
 
 
 def test_odd_masks_are_flagged_and_kept(folder: Path):

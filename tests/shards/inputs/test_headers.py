@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shards.inputs.binary_png import decode_binary_png
-from shards.inputs.headers import HEAD, TAIL, ends_of, plain_jpeg, plain_png
+from shards.inputs.headers import plain_jpeg, plain_png
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
 
@@ -26,10 +26,8 @@ def saved(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}, {"comment": b"c" * 300}]
 )
-def test_a_plain_jpeg_has_its_size_and_its_ends_are_enough_to_tell(options: dict[str, Any]):
-    jpeg = saved(RGB, quality=95, **options)
-    assert len(jpeg) > HEAD + TAIL
-    assert plain_jpeg(jpeg) == plain_jpeg(ends_of(jpeg)) == (300, 200)
+def test_a_plain_jpeg_has_its_size(options: dict[str, Any]):
+    assert plain_jpeg(saved(RGB, quality=95, **options)) == (300, 200)
 
 
 def with_exif() -> bytes:

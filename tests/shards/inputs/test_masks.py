@@ -155,7 +155,7 @@ def test_a_pair_is_rejected_for_the_mask_that_is_ambiguous(tmp_path: Path):
     (tmp_path / "A_segmentation.png").write_bytes(png_bytes(values(0, 1)))
     files = [File(0, name, 1) for name in ("A.png", "A_segmentation.png")]
     with pytest.raises(BadPairError, match=r"its values are 0 to 1, none above 128; lesion must be 255") as caught:
-        load_pair(Pair("A", *files), [FolderSource(str(tmp_path))], "stretch", None)
+        load_pair(Pair("A", *files, group="A"), [FolderSource(str(tmp_path))], "stretch", None)
     assert (caught.value.file.name, caught.value.reason) == ("A_segmentation.png", "mask-values")
 
 

@@ -62,7 +62,7 @@ def test_whatever_can_be_read_is_built_and_the_set_reads_back(tmp_path: Path, si
         "turned": turned(),
     }
     names = write_folder(tmp_path / "in", files, np.full((120, 171), 255, np.uint8))
-    options = BuildOptions(size=size, fit=fit, split="train=0.5,val=0.5", on_bad_input="skip")
+    options = BuildOptions(size=size or "original", fit=fit, split="train=0.5,val=0.5", on_bad_input="skip")
     build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", options, workers=1)
     assert verify(tmp_path / "set", deep=True).faults == []
     source: list[Source] = [FolderSource(str(tmp_path / "in"))]
@@ -90,7 +90,7 @@ def test_damaged_files_are_rejected_as_images_and_as_masks(tmp_path: Path, size:
             str(tmp_path / "in"),
             str(tmp_path / "in"),
             tmp_path / "set",
-            BuildOptions(size=size, split="train=1"),
+            BuildOptions(size=size or "original", split="train=1"),
             workers=1,
         )
     assert {row.path for row in caught.value.rejected if row.reason in ("truncated", "unreadable")} == {
@@ -116,4 +116,6 @@ def test_a_copy_with_damage_behind_odd_headers_is_rejected(tmp_path: Path):
     middle = len(jpeg) // 2
     write_folder(tmp_path / "in", {"exif": jpeg[:middle] + jpeg[-2:], "whole": jpeg})
     with pytest.raises(BadInputError, match=r"first: K0\.jpg: truncated"):
-        build(str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", BuildOptions(size=None, split="train=1"))
+        build(
+            str(tmp_path / "in"), str(tmp_path / "in"), tmp_path / "set", BuildOptions(size="original", split="train=1")
+        )

@@ -114,7 +114,7 @@ def test_a_cluster_reads_an_archive_and_completes_what_was_begun_here(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shards.build.near_pairs", stops)
+        patch.setattr("shards.writing.stages.near_pairs", stops)
         with pytest.raises(KeyboardInterrupt):
             build(archive, archive, tmp_path / "set", OPTIONS, workers=1)
     assert list((tmp_path / "set" / WORK).glob("*.tar"))
@@ -190,7 +190,7 @@ def test_a_cluster_without_workers_and_one_that_dies_are_one_line_and_a_rerun_co
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 30)
     own.add_worker()
 
-    def kill(done: int, total: int, title: str) -> None:
+    def kill(done: int, total: int, title: str = "") -> None:
         if done > 10:
             own.scheduler.send_signal(signal.SIGKILL)
 

@@ -33,7 +33,7 @@ from shards.planning.duplicates import (
 from shards.planning.plan import BuildOptions, splits_by_hash
 from shards.reader import ShardSet
 from shards.verify import verify
-from tests.shards.conftest import write_pair
+from tests.shards.conftest import pair_of, write_pair
 
 HALVES = BuildOptions(size=32, split="train=0.5,val=0.5")
 
@@ -116,7 +116,7 @@ def test_duplicates_are_found_listed_and_kept_in_one_split(doubled: Path, tmp_pa
             assert splits[row["key"]] == row["split"] == row["split_of_that"] == splits[row["duplicate_of"]]
         seen.update(splits[row["key"]] for row in rows)
         assert verify(out, deep=True).faults == []
-        alone = splits_by_hash(splits, {}, {}, options)
+        alone = splits_by_hash(map(pair_of, splits), {}, options)
         for name in ("train", "val"):
             split = ShardSet.open(out).split(name)
             assert {split.original_mask(index) is None for index in range(len(split))} == {name == "train"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from shards.planning.plan import (
     digest_of_files,
     plan_shards,
     split_into_parts,
+    split_warnings,
     splits_by_hash,
 )
 from shards.planning.split import read_groups
 from shards.reader import ShardSet
-from tests.shards.conftest import write_pair
+from tests.shards.conftest import pair_of, write_pair
 from tests.shards.test_cli import run
 
 COLUMNS = ("isic_id", "attribution", "age_approx", "diagnosis_1", "lesion_id", "sex")
@@ -68,31 +70,25 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data: Path):
     groups = read_groups(f"{real_data / 'HAM10000_metadata.csv'}:lesion_id", lesions)
     assert groups == lesions
     options = BuildOptions()
-    splits = splits_by_hash(lesions, groups, {}, options)
-    pairs = [Pair(key, File(0, f"{key}.jpg", 1), File(0, f"{key}_segmentation.png", 1)) for key in lesions]
+    pairs = [pair_of(key, groups[key]) for key in lesions]
     where = defaultdict(set)
-    for shard in plan_shards(pairs, splits, groups, options):
+    for shard in plan_shards(pairs, splits_by_hash(pairs, {}, options), options):
         for pair in shard.pairs:
             where[lesions[pair.key]].add(shard.split)
     assert sum(len(names) == 1 for names in where.values()) == len(set(lesions.values()))
 
 
 def pairs_of(count: int) -> list[Pair]:
-    keys = [f"ISIC_{n:07d}" for n in range(count)]
-    return [Pair(key, File(0, f"{key}.jpg", 1), File(1, f"{key}_segmentation.png", 1)) for key in keys]
+    return [pair_of(f"ISIC_{n:07d}") for n in range(count)]
 
 
 def test_the_shards_hold_every_pair_once_and_only_the_last_of_a_split_is_not_full():
     pairs, options = pairs_of(500), BuildOptions(samples_per_shard=32)
-    splits = splits_by_hash((pair.key for pair in pairs), {"ISIC_0000007": "IL_1"}, {}, options)
-    shards = plan_shards(reversed(pairs), splits, {"ISIC_0000007": "IL_1"}, options)
-    assert shards == plan_shards(pairs, splits, {"ISIC_0000007": "IL_1"}, options)
-    packed = {
-        pair.key: (shard.split, group)
-        for shard in shards
-        for pair, group in zip(shard.pairs, shard.groups, strict=True)
-    }
-    assert packed == {key: (split, "IL_1" if key == "ISIC_0000007" else key) for key, split in splits.items()}
+    splits = splits_by_hash(pairs, {}, options)
+    shards = plan_shards(reversed(pairs), splits, options)
+    assert shards == plan_shards(pairs, splits, options)
+    packed = [(pair.key, shard.split) for shard in shards for pair in shard.pairs]
+    assert sorted(packed) == sorted(splits.items())
     assert list(dict.fromkeys(shard.split for shard in shards)) == ["train", "val", "test"]
     for shard, following in itertools.pairwise(shards):
         if shard.split == following.split:
@@ -103,7 +99,7 @@ def test_the_shards_hold_every_pair_once_and_only_the_last_of_a_split_is_not_ful
 
 def test_the_parts_repeat_the_shards_and_get_smaller():
     pairs, options = pairs_of(3000), BuildOptions(original_masks="eval")
-    shards = plan_shards(pairs, splits_by_hash((pair.key for pair in pairs), {}, {}, options), {}, options)
+    shards = plan_shards(pairs, splits_by_hash(pairs, {}, options), options)
     parts = split_into_parts(shards, options, encoding_pass=1)
     assert [pair for part in parts for pair in part.pairs] == [pair for shard in shards for pair in shard.pairs]
     split_of = {pair.key: shard.split for shard in shards for pair in shard.pairs}
@@ -124,6 +120,36 @@ def test_the_digest_is_of_names_sizes_checksums_and_only_if_asked_of_times():
         assert digest_of_files([other, files[1]], with_times=False) != digest_of_files(files, with_times=False)
 
 
+def test_a_group_or_a_split_that_is_too_large_or_small_is_warned_of():
+    options = BuildOptions(split="train=0.6,val=0.2,test=0.2", groups="metadata.csv:patient_id")
+    pairs = [pair_of(str(number), "unknown" if number % 2 else f"P{number}") for number in range(60)]
+    splits = splits_by_hash(pairs, {}, options)
+    (line,) = split_warnings(pairs, splits, options)
+    assert line.startswith("--groups: 30 of the 60 images have patient_id 'unknown', and so are in one split; ")
+    alone = replace(options, groups=None)
+    assert not split_warnings(pairs, splits, alone)  # no split should have 20 but train, which has 51
+    twice = [pair_of(str(number), "no" if number % 2 else "yes") for number in range(42)]
+    (line, *_) = split_warnings(twice, splits_by_hash(twice, {}, options), options)
+    assert "21 of the 42 images have patient_id 'yes' (the largest of 2 large groups), and so are in one split" in line
+
+    many = pairs_of(1000)
+    even = splits_by_hash(many, {}, options)
+    assert not split_warnings(many, even, options)
+    patients = [pair_of(str(number), str(number // 50)) for number in range(1000)]  # of 50, no more than 5 %
+    assert not split_warnings(patients, {pair.key: even[many[n].key] for n, pair in enumerate(patients)}, options)
+    numbers = {"train": 540, "val": 410, "test": 50}
+    names = [name for name, number in numbers.items() for _ in range(number)]
+    more, less = split_warnings(many, dict(zip((pair.key for pair in many), names, strict=True)), alone)
+    assert more.startswith("split val has 410 of the 1000 images, not about 200: ")
+    assert less.startswith("split test has 50 of the 1000 images, not about 200: ")
+
+
+def test_few_images_are_not_warned_of():
+    options = BuildOptions(groups="metadata.csv:patient_id")
+    pairs = [pair_of(str(number), "one" if number < 20 else "two") for number in range(40)]
+    assert not split_warnings(pairs, dict.fromkeys((pair.key for pair in pairs), "train"), options)
+
+
 def test_an_empty_split_and_a_torn_group_are_named():
     options = BuildOptions(split="train=0.5,val=0.5")
     check_not_empty({"A": "train", "B": "val"}, options, {})
@@ -131,9 +157,15 @@ def test_an_empty_split_and_a_torn_group_are_named():
         check_not_empty({"A": "train", "B": "train"}, options, {})
     with pytest.raises(SourceError, match="split test gets none of the 1 pairs; mend its images"):
         check_not_empty({"A": "train"}, options, {"A": "train", "B": "test"})
-    check_groups({"A": "train", "B": "val", "C": "val"}, {"B": "IL_1", "C": "IL_1"})
-    with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(A in train, B in val\)"):
-        check_groups({"A": "train", "B": "val"}, {"A": "IL_1", "B": "IL_1"})
+    pairs = [pair_of("A"), pair_of("B", "IL_1"), pair_of("C", "IL_1")]
+    check_groups(pairs, {"A": "train", "B": "val", "C": "val"}, options)
+    with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(B in train, C in val\)"):
+        check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, options)
+    archives = BuildOptions(split_archives=True)
+    with pytest.raises(SourceError, match=r"or leave out its archive$"):
+        check_not_empty({"A": "train"}, archives, {"A": "train", "B": "test"})
+    with pytest.raises(UsageError, match=r"--split-archives: group IL_1 is in two splits .*; give a --split-file"):
+        check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, archives)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +173,7 @@ def test_an_empty_split_and_a_torn_group_are_named():
     [
         ({"size": 15}, "--size 15: give 16 to 8192 pixels"),
         ({"size": 8193}, "--size 8193"),
+        ({"size": None}, "--size None: give 16 to 8192 pixels, or original"),
         ({"samples_per_shard": 0}, "--samples-per-shard 0: give 1 or more"),
         ({"fit": "squeeze"}, "--fit squeeze: give stretch, pad, crop"),
         ({"mask_suffix": ""}, "--mask-suffix"),
@@ -164,4 +197,5 @@ def test_the_recorded_options_name_no_path_and_change_with_the_tables(tmp_path: 
     (tmp_path / "splits.csv").write_text("id,split\nA,val\n")
     changed = options.to_json()
     assert {name for name in recorded if recorded[name] != changed[name]} == {"groups", "split"}
-    assert BuildOptions(size=None).to_json()["fit"] == "original"
+    recorded = BuildOptions(size="original").to_json()
+    assert (recorded["fit"], recorded["size"]) == ("original", None)

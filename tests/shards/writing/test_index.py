@@ -10,13 +10,13 @@ import numpy as np
 
 from shards import format
 from shards.format import Counts, Index, ShardEntry
-from shards.inputs.match import Pair, Pairing, Rejected
+from shards.inputs.match import Pairing, Rejected
 from shards.inputs.source import File
 from shards.planning.duplicates import Duplicate
-from shards.planning.plan import BuildOptions
 from shards.writing.index import publish_index
 from shards.writing.records import SampleRow, ShardRecord
 from shards.writing.target import WORK, FolderTarget
+from tests.shards.conftest import pair_of
 
 
 def record(name: str, keys: str, flags: dict[str, int]) -> ShardRecord:
@@ -28,17 +28,15 @@ def test_the_index_counts_what_the_records_hold_and_the_tables_list_it(tmp_path:
     (tmp_path / WORK).mkdir()
     records = [record("train/000000.tar", "AB", {}), record("train/000001.tar", "C", {"grey-mask": 1})]
     records.append(record("val/000000.tar", "D", {"grey-mask": 1}))
-    pairs = [Pair(key, File(0, f"{key}.jpg", 1), File(0, f"{key}_segmentation.png", 1)) for key in "ABCD"]
+    pairs = [pair_of(key) for key in "ABCD"]
     rejected = [Rejected("E, copy.jpg", "no-mask", "there is no E_segmentation.png")]
     index = publish_index(
         FolderTarget(tmp_path),
-        {"seed": 0},
-        BuildOptions(size=32),
+        {"seed": 0, "size": 32},
         Pairing(pairs=pairs, rejected=rejected, ignored=[File(0, "LICENSE.txt", 1)]),
         records,
         rejected,
         [Duplicate("D", "B", "near", 5), Duplicate("B", "A", "bytes", 0)],
-        dict(zip("ABCD", ("train", "train", "train", "val"), strict=True)),
     )
     assert index == Index.parse((tmp_path / format.INDEX_NAME).read_bytes(), "here")
     assert index.counts == Counts(

@@ -63,7 +63,7 @@ def test_a_shard_record_comes_back_as_it_was_written():
 
 
 def test_no_part_has_the_name_of_a_shard_s_record():
-    shard = PlannedShard("train", 3, (), ())
+    shard = PlannedShard("train", 3, ())
     names = {part_record_name("0-000003"), tar_name("0-000003"), shard_record_name(shard)}
     assert names == {f"{WORK}/0-000003.json", f"{WORK}/0-000003.tar", f"{WORK}/train-000003.json"}
 

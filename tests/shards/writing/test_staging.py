@@ -13,13 +13,14 @@ from shards.errors import ToolkitError
 from shards.inputs.match import Pair, pair_files
 from shards.inputs.source import Source, open_sources
 from shards.planning.plan import BuildOptions, Part, PlannedShard
-from shards.writing.records import part_record_name, read_record, tar_name
+from shards.writing.job import Job
+from shards.writing.records import ShardRecord, part_record_name, read_record, shard_record_name, tar_name
 from shards.writing.staging import encode_part, write_shard
 from shards.writing.target import WORK, FolderTarget
 from tests.shards.conftest import write_pair
 
 DECODED = BuildOptions(size=32)
-COPIED = BuildOptions(size=None)
+COPIED = BuildOptions(size="original")
 
 
 @pytest.fixture
@@ -37,11 +38,23 @@ def target(tmp_path: Path) -> FolderTarget:
 
 
 def part_of(pairs: tuple[Pair, ...], name: str = "0-000000") -> Part:
-    return Part(name, pairs, tuple(pair.key for pair in pairs), keep_original=True)
+    return Part(name, pairs, keep_original=True)
 
 
 def shard_of(pairs: tuple[Pair, ...], split: str = "val") -> PlannedShard:
-    return PlannedShard(split, 0, pairs, tuple(pair.key for pair in pairs))
+    return PlannedShard(split, 0, pairs)
+
+
+def job_of(target: FolderTarget, sources: list[Source], options: BuildOptions) -> Job:
+    return Job(target=target, sources=sources, options=options, identity={})
+
+
+def written(shard: PlannedShard, parts: list[str], job: Job) -> ShardRecord:
+    """Write a shard; the record that it leaves."""
+    ticks: list[None] = []
+    write_shard((shard, parts), job, lambda: ticks.append(None))
+    assert len(ticks) == len(shard.pairs)
+    return ShardRecord.from_json(read_record(job.target, shard_record_name(shard)))
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -56,10 +69,10 @@ def test_a_shard_takes_its_samples_from_several_parts_in_its_own_order(
     sources, pairs = inputs
     ticks: list[None] = []
     for name, some in (("0-000000", pairs[:3]), ("0-000001", pairs[3:])):
-        encode_part(target, part_of(some, name), sources, DECODED, lambda: ticks.append(None))
+        encode_part(part_of(some, name), job_of(target, sources, DECODED), lambda: ticks.append(None))
     assert len(ticks) == 4
     order, parts = (pairs[3], pairs[2], pairs[0]), ["0-000001", "0-000000", "0-000000"]
-    record = write_shard(target, shard_of(order), parts, sources, DECODED)
+    record = written(shard_of(order), parts, job_of(target, sources, DECODED))
     staged = members(target.root / tar_name("0-000000")) | members(target.root / tar_name("0-000001"))
     shard = members(target.root / "val" / "000000.tar")
     assert list(shard) == [f"{pair.key}.{name}" for pair in order for name in format.MEMBERS]
@@ -75,8 +88,8 @@ def test_a_training_shard_leaves_out_the_original_masks_that_its_part_has(
     inputs: tuple[list[Source], tuple[Pair, ...]], target: FolderTarget
 ):
     sources, pairs = inputs
-    encode_part(target, part_of(pairs), sources, DECODED, lambda: None)
-    record = write_shard(target, shard_of(pairs, "train"), ["0-000000"] * 4, sources, DECODED)
+    encode_part(part_of(pairs), job_of(target, sources, DECODED), lambda: None)
+    record = written(shard_of(pairs, "train"), ["0-000000"] * 4, job_of(target, sources, DECODED))
     assert not any(name.endswith(".original.png") for name in members(target.root / "train" / "000000.tar"))
     assert {(row.sizes[format.ORIGINAL], row.crcs[format.ORIGINAL]) for row in record.rows} == {(0, 0)}
 
@@ -85,11 +98,11 @@ def test_a_deferred_copy_is_in_the_record_alone_until_its_shard_reads_the_source
     inputs: tuple[list[Source], tuple[Pair, ...]], target: FolderTarget, tmp_path: Path
 ):
     sources, pairs = inputs
-    encode_part(target, part_of(pairs), sources, COPIED, lambda: None)
+    encode_part(part_of(pairs), job_of(target, sources, COPIED), lambda: None)
     assert not target.exists(tar_name("0-000000"))
     recorded = read_record(target, part_record_name("0-000000"))["samples"]
     assert [sample["offset"] for sample in recorded] == [None] * 4
-    write_shard(target, shard_of(pairs), ["0-000000"] * 4, sources, COPIED)
+    written(shard_of(pairs), ["0-000000"] * 4, job_of(target, sources, COPIED))
     shard = members(target.root / "val" / "000000.tar")
     assert shard["I2.jpg"] == (tmp_path / "in" / "I2.jpg").read_bytes()
 
@@ -99,14 +112,14 @@ def test_a_deferred_copy_whose_file_has_changed_is_named_and_no_shard_is_publish
     inputs: tuple[list[Source], tuple[Pair, ...]], target: FolderTarget, tmp_path: Path, change: str
 ):
     sources, pairs = inputs
-    encode_part(target, part_of(pairs), sources, COPIED, lambda: None)
+    encode_part(part_of(pairs), job_of(target, sources, COPIED), lambda: None)
     image = tmp_path / "in" / "I2.jpg"
     if change == "torn":
         image.write_bytes(image.read_bytes()[:-50])
     else:
         shutil.copyfile(tmp_path / "in" / "I3.jpg", image)
     with pytest.raises(ToolkitError, match=r"I2\.jpg or its mask has changed during the build"):
-        write_shard(target, shard_of(pairs), ["0-000000"] * 4, sources, COPIED)
+        written(shard_of(pairs), ["0-000000"] * 4, job_of(target, sources, COPIED))
     assert not target.exists("val/000000.tar")
 
 
@@ -115,7 +128,7 @@ def test_bad_pairs_are_in_the_record_and_the_others_in_the_tar(
 ):
     sources, pairs = inputs
     (tmp_path / "in" / "I1.jpg").write_bytes(b"no picture")
-    record = encode_part(target, part_of(pairs), sources, DECODED, lambda: None)
+    record = encode_part(part_of(pairs), job_of(target, sources, DECODED), lambda: None)
     assert [sample.key for sample in record.samples] == ["I0", "I2", "I3"]
     assert [(row.path, row.reason) for row in record.rejected] == [
         ("I1.jpg", "unreadable"),
