@@ -145,7 +145,7 @@ def held_out(data: str, runs: Path) -> tuple[np.ndarray, np.ndarray]:
     """Predict the images of train and val: masks (n, H, W) bool, probabilities (n, H, W) uint8."""
     accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
     shards, ensemble = ShardSet.open(data), load_ensemble([runs])
-    parts = [part for part in held_out_splits(shards, data, runs, ensemble) if part.predictor is not ensemble]
+    parts = [part for part in held_out_splits(shards, runs, ensemble) if part.predictor is not ensemble]
     ensemble.prepare(accelerator)
     size = ensemble.input_spec.size
     levels = np.zeros((sum(len(part.split) for part in parts), size, size), np.uint8)

@@ -339,15 +339,11 @@ def synth(*, out: Path, samples: int = 64, seed: int = 0) -> None:
     seed
         Random seed.
     """
-    from rich.progress import Progress
-
     from isicdist.data.synthetic import synthesize
+    from shards.progress import progress
 
-    with Progress() as progress:
-        task = progress.add_task("synth", total=samples)
-        images, masks = synthesize(
-            out, samples, seed=seed, progress=lambda done, _: progress.update(task, completed=done)
-        )
+    with progress("synth", "pairs") as report:
+        images, masks = synthesize(out, samples, seed=seed, report=report)
     print(f"isic-shards build --images {images} --masks {masks} --out DIR")
 
 

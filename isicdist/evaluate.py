@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
 from isicdist.config import Fold, Tta, precision_name
 from isicdist.data.folds import POOLED_SPLITS, merged_groups, open_fold
@@ -32,6 +31,7 @@ from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tra
 from shards import format
 from shards.errors import ShardSetError, UsageError
 from shards.mask_statistics import mask_warnings
+from shards.progress import progress
 from shards.reader import ShardSet, Split
 
 
@@ -79,8 +79,8 @@ def evaluate(
     curve = ThresholdReduction(accelerator.device)
     passes = 1 + (len(ensemble.members) if len(ensemble.members) > 1 else 0)
     with ExitStack() as opened:
-        bar = opened.enter_context(Progress(disable=not (accelerator.is_main_process and sys.stdout.isatty())))
-        task = bar.add_task(f"evaluate {split.name}", total=passes * len(split))
+        shown = accelerator.is_main_process
+        report = opened.enter_context(progress(f"evaluate {split.name}", "images", shown=shown))
         original = None
         if has_originals(split):
             original = opened.enter_context(OriginalReduction(split, thresholds=thresholds, workers=workers))
@@ -92,41 +92,45 @@ def evaluate(
                 split,
                 accelerator,
                 workers=workers,
-                progress=lambda done: bar.update(task, completed=number * len(split) + done),
+                progress=lambda done: report(number * len(split) + done, passes * len(split)),
                 metrics=metrics,
             )
 
         network = score_pass(predictor, 0, metrics)
         original_default, original_tuned = original.reduce(accelerator) if original else (None, None)
-        results = Results(
-            split=split,
-            groups=merged_groups(shards, split),
-            step=max(member.metadata.step for member in ensemble.members),
-            tta=tta,
-            relation=relation,
-            precision=precision_name(accelerator.mixed_precision),
-            models=tuple(member.metadata.sha256 for member in ensemble.members),
-            at_default=ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=original_default),
-            at_tuned=ThresholdScores(
-                threshold=ensemble.threshold, network=tuned.reduce(accelerator), original=original_tuned
-            ),
-            curve=curve.reduce(accelerator),
-            subgroups=subgroups,
-            members={
-                name: score_pass(functools.partial(member, tta=tta), number)
-                for number, (name, member) in enumerate(zip(ensemble.names, ensemble.members, strict=True), start=1)
-                if passes > 1
-            },
-            exclusions=exclusions,
+        at_default = ThresholdScores(threshold=DEFAULT_THRESHOLD, network=network, original=original_default)
+        at_tuned = ThresholdScores(
+            threshold=ensemble.threshold, network=tuned.reduce(accelerator), original=original_tuned
         )
+        all_thresholds = curve.reduce(accelerator)
+        alone = {
+            name: score_pass(functools.partial(member, tta=tta), number)
+            for number, (name, member) in enumerate(zip(ensemble.names, ensemble.members, strict=True), start=1)
+            if passes > 1
+        }
     accelerator.end_training()  # a process that ends with its group still up may abort
-    if results.curve.undefined:
+    if all_thresholds.undefined:
         raise CheckpointError(
-            f"{label}: {results.curve.undefined} pixels of split {split.name} get no probability (NaN): "
+            f"{label}: {all_thresholds.undefined} pixels of split {split.name} get no probability (NaN): "
             "the network overflows; launch with --mixed_precision no or bf16, or train again"
         )
     if not accelerator.is_main_process:
         return None
+    results = Results(
+        split=split,
+        groups=merged_groups(shards, split),
+        step=max(member.metadata.step for member in ensemble.members),
+        tta=tta,
+        relation=relation,
+        precision=precision_name(accelerator.mixed_precision),
+        models=tuple(member.metadata.sha256 for member in ensemble.members),
+        at_default=at_default,
+        at_tuned=at_tuned,
+        curve=all_thresholds,
+        subgroups=subgroups,
+        members=alone,
+        exclusions=exclusions,
+    )
     run = runs[0].parent if runs[0].name == "best" else runs[0]  # the next best model replaces RUN/best
     out = out or run / "evaluation" / split.name
     results.write(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from rich.progress import Progress
 
 from isicdist.config import Tta
 from isicdist.distributed import launch
@@ -33,6 +31,7 @@ from shards.geometry import ResizePlan
 from shards.inputs.decode import BadPairError, load_image
 from shards.inputs.match import MASK_SUFFIX, Rejected, images_only
 from shards.inputs.source import File, Source, open_sources
+from shards.progress import progress
 from shards.tables import csv_bytes
 from shards.urls import without_password
 
@@ -112,11 +111,10 @@ def predict(
     with ExitStack() as opened:
         for source in sources:
             opened.callback(source.close)
-        shown = accelerator.is_main_process and sys.stdout.isatty()
-        progress = opened.enter_context(Progress(disable=not shown))
-        task = progress.add_task("predict", total=len(own_files))
-        for rejection in _predict_files(own_files, sources, ensemble, accelerator.device, tta, outputs):
-            progress.advance(task)
+        report = opened.enter_context(progress("predict", "images", shown=accelerator.is_main_process))
+        predicted = _predict_files(own_files, sources, ensemble, accelerator.device, tta, outputs)
+        for done, rejection in enumerate(predicted, start=1):
+            report(done, len(own_files))
             masks += rejection is None
             rejected += [rejection] if rejection else []
 

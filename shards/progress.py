@@ -41,11 +41,14 @@ class _Rate:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Generator[Report]:
+def progress(title: str, unit: str, *, shown: bool = True) -> Generator[Report]:
     """Show progress during the block: a bar with rate and remaining time, or lines in a log file.
 
-    Yields the callback that updates it.
+    Yields the callback that updates it. `shown`: False shows nothing, as on all ranks but the main one.
     """
+    if not shown:
+        yield no_report
+        return
     rate = _Rate()
     if not sys.stderr.isatty():
         last_line = time.monotonic()

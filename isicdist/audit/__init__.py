@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.progress import Progress
 
 from isicdist.data.folds import read_duplicates
 from isicdist.distributed import launch
@@ -30,6 +28,7 @@ from isicdist.network.ensemble import load_ensemble
 from shards.errors import UsageError
 from shards.exclusions import VERDICT_COLUMN
 from shards.files import write_file
+from shards.progress import Report, progress
 from shards.reader import ShardSet
 from shards.tables import csv_bytes
 
@@ -73,13 +72,12 @@ def audit(data: str, runs: Path, out: Path) -> AuditCounts:
     total, size = sum(len(part.split) for part in parts), ensemble.input_spec.size
     out.mkdir(parents=True, exist_ok=True)
     with (
-        Progress(disable=not sys.stdout.isatty()) as bar,
+        progress("predict", "images") as report,
         tempfile.TemporaryDirectory(dir=out, prefix=".probabilities-") as scratch,  # of a large set, more than memory
     ):
         levels = np.memmap(Path(scratch) / "levels", np.uint8, "w+", shape=(total, size, size))
-        predicting = bar.add_task("predict", total=total)
-        samples = predict(parts, accelerator, levels, lambda done: bar.update(predicting, completed=done))
-        findings = find(samples, shards, bar)
+        samples = predict(parts, accelerator, levels, lambda done: report(done, total))
+        findings = find(samples, shards, report)
         page = render_page(findings, samples, shards)
     reasons = dict(Counter(each.reason for each in findings if each.reason).most_common())
     record = {"data_digest": shards.digest, **ensemble.identity(), "images": total, "reasons": reasons}
@@ -89,7 +87,7 @@ def audit(data: str, runs: Path, out: Path) -> AuditCounts:
     return AuditCounts(images=total, reasons=reasons)
 
 
-def find(samples: Sequence[Sample], shards: ShardSet, bar: Progress) -> list[Finding]:
+def find(samples: Sequence[Sample], shards: ShardSet, report: Report) -> list[Finding]:
     """Measure the masks of all samples of a set in threads, and rank them."""
     from isicdist.audit.findings import rank
     from isicdist.audit.measures import Confidence, Measures, measure, probability_histograms
@@ -104,11 +102,13 @@ def find(samples: Sequence[Sample], shards: ShardSet, bar: Progress) -> list[Fin
 
     with ThreadPoolExecutor(launch.worker_threads()) as pool:
         total = np.zeros((2, 256), np.int64)
-        for counts in bar.track(pool.map(histograms, samples), total=len(samples), description="count"):
+        for counts in pool.map(histograms, samples):
             total += counts
         confidence = Confidence.of(total)
-        results = pool.map(measure_and_hash, samples)
-        measured = list(bar.track(results, total=len(samples), description="measure"))
+        measured: list[tuple[Measures, bytes]] = []
+        for done, result in enumerate(pool.map(measure_and_hash, samples), start=1):
+            measured.append(result)
+            report(done, len(samples), "measure")
     return rank(
         [sample.key for sample in samples],
         [sample.split_name for sample in samples],

@@ -8,7 +8,6 @@ inside the frame and inside the lesion's boundary, at half of its soft edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from shards.errors import UsageError
 from shards.files import atomic_folder
+from shards.progress import Report, no_report
 
 INPUT_FOLDER = "ISIC2018_Task1-2_Training_Input"
 TRUTH_FOLDER = "ISIC2018_Task1_Training_GroundTruth"
@@ -37,13 +37,13 @@ def synthesize(
     *,
     size: tuple[int, int] = (400, 640),
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    report: Report = no_report,
 ) -> tuple[Path, Path]:
     """Write `samples` photographs and masks under `out`; returns the folders of the images and of the masks.
 
     `size`: minimum and maximum width in pixels; the height is three quarters of the width or a little less.
     `seed`: each file is a function of the seed and its own index, so that a longer set begins like a shorter one.
-    `progress`: called with (samples written, samples) after each.
+    `report`: called with (samples written, samples) after each.
 
     `out` appears when it is complete. Raises UsageError if it exists and is not empty, for less than one sample, and
     for a `size` out of range.
@@ -68,8 +68,7 @@ def synthesize(
             Image.fromarray(mask.astype(np.uint8) * 255).save(truth / f"{key}_segmentation.png", compress_level=3)
             if index < _SUPERPIXEL_SAMPLES:
                 Image.fromarray(_superpixels(mask.shape)).save(images / f"{key}_superpixels.png")
-            if progress is not None:
-                progress(index + 1, samples)
+            report(index + 1, samples)
     return out / INPUT_FOLDER, out / TRUTH_FOLDER
 
 

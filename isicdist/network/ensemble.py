@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isicdist.config import Fold, Tta
 from isicdist.errors import CheckpointError
-from isicdist.network.best import is_model, load_metadata
+from isicdist.network.best import is_model, load_metadata, model_folder
 from isicdist.network.segmenter import InputSpec, Segmenter, load_model
 from shards.geometry import ResizePlan
 
@@ -117,13 +117,11 @@ def load_ensemble(paths: Sequence[Path]) -> Ensemble:
     runs = [run for path in paths for run in _runs_in(path)]
     parents = {run.parent for run in runs}
     names = [run.name if len(parents) == 1 else str(run) for run in runs]
-    members: dict[str, Segmenter] = {}
-    for run in runs:
-        member = load_model(run)
-        if member.metadata.sha256 in members:
-            raise CheckpointError(f"{run}: given twice, or a copy of another model; in the mean it would count double")
-        members[member.metadata.sha256] = member
-    return Ensemble(list(members.values()), names).requires_grad_(False).eval()
+    folders = [(model_folder(run) or run).resolve() for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise CheckpointError(f"{run}: given twice, so that it would count double in the mean; give it once")
+    return Ensemble([load_model(run) for run in runs], names).requires_grad_(False).eval()
 
 
 def _runs_in(path: Path) -> list[Path]:

@@ -287,7 +287,7 @@ def test_an_ensemble_averages_at_the_original_resolution(images, shard_set, tmp_
 
 def test_a_model_beside_itself_changes_nothing(run, images, tmp_path):
     predict([run], str(images), tmp_path / "one")
-    predict([run, run], str(images), tmp_path / "two")
+    predict([run, shutil.copytree(run, tmp_path / "copy")], str(images), tmp_path / "two")
     one, two = masks(tmp_path / "one"), masks(tmp_path / "two")
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
@@ -350,7 +350,8 @@ def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, pytho
     torn.write_bytes(b"\xff\xd8\xff")
     ignored.write_bytes(b"a mask by its name")
     (images / "LICENSE.txt").write_text("CC0")
-    words = ("predict", "--ensemble", run, run, "--images", images, "--out", tmp_path / "out", "--tta", "flips")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    words = ("predict", "--ensemble", run, copy, "--images", images, "--out", tmp_path / "out", "--tta", "flips")
     done = python("-m", "isicdist", *words, processes=2, env={"PYTHONIOENCODING": "ascii", "TERM": "dumb"})
     assert done.returncode == 0, done.stderr
     assert f"10 masks written to {tmp_path / 'out'}\n" in done.stdout
@@ -363,7 +364,7 @@ def test_each_of_two_processes_takes_its_own_images(run, images, tmp_path, pytho
     one, two = masks(tmp_path / "one"), masks(tmp_path / "out")
     assert one.keys() == two.keys()
     assert max((one[name] != two[name]).mean() for name in one) < 1e-3
-    assert predict([run, run], str(images), tmp_path / "out", tta="flips") == PredictionCounts(
+    assert predict([run, copy], str(images), tmp_path / "out", tta="flips") == PredictionCounts(
         masks=0, reused=10, rejected=1, ignored=("LICENSE.txt", ignored.name)
     )
 

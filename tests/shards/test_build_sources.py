@@ -122,7 +122,7 @@ def test_a_build_that_fails_deletes_no_file_of_others(pictures, tmp_path):
     (images / "ISIC_0000000.jpg").write_bytes(b"")
     out = tmp_path / "set"
 
-    def killed(done: int, total: int, stage: str) -> None:
+    def killed(done: int, total: int, title: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

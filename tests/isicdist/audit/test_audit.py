@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.progress import Progress
 
 from isicdist.audit import audit, find
 from isicdist.audit.held_out import Sample
@@ -21,6 +20,7 @@ from isicdist.errors import CheckpointError
 from isicdist.network.segmenter import load_model
 from shards.errors import UsageError
 from shards.exclusions import read_excluded
+from shards.progress import no_report
 from shards.reader import ShardSet
 from tests.isicdist.test_ensemble import save_fold
 
@@ -75,8 +75,7 @@ def test_the_page_shows_the_worst_first_and_escapes_what_it_is_given(shard_set, 
         for index in range(len(split))
     ]
     samples[3].levels[:] = 250 - samples[3].levels
-    with Progress(disable=True) as bar:
-        findings = find(samples, shards, bar)
+    findings = find(samples, shards, no_report)
     assert (findings[0].key, findings[0].reason) == (split.key(3), "inverted")
     page = render_page(findings, samples, shards)
     assert page.index(f'data-key="{split.key(3)}"') == page.index("data-key=")

@@ -23,7 +23,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_layout_and_modes_are_those_of_the_archives(tmp_path):
     seen = []
-    images, truth = synthesize(tmp_path / "out", 4, size=SMALL, progress=lambda done, total: seen.append((done, total)))
+
+    def report(done: int, total: int, title: str = "") -> None:
+        seen.append((done, total))
+
+    images, truth = synthesize(tmp_path / "out", 4, size=SMALL, report=report)
     keys = [f"ISIC_900000{number}" for number in range(4)]
     notices = ["ATTRIBUTION.txt", "LICENSE.txt"]
     assert images == tmp_path / "out" / "ISIC2018_Task1-2_Training_Input"
@@ -106,12 +110,12 @@ def test_an_empty_folder_will_do(tmp_path):
 
 
 def test_a_stopped_run_leaves_nothing_under_the_name_and_a_rerun_needs_no_help(tmp_path):
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, title: str = "") -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize(tmp_path / "out", 4, size=SMALL, progress=stop)
+        synthesize(tmp_path / "out", 4, size=SMALL, report=stop)
     assert not (tmp_path / "out").exists()
     synthesize(tmp_path / "out", 1, size=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
