@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from isicdist import __version__
 from isicdist.config import TrainConfig, flat_settings
 from isicdist.data.stream import StreamState
 from isicdist.distributed.environment import recorded
@@ -63,7 +64,7 @@ class RunRecord:
     @classmethod
     def of(cls, config: TrainConfig, data_digest: str, accelerator: Accelerator) -> Self:
         """Record this process's environment."""
-        names = ("isicdist", "torch", "accelerate", "webdataset")
+        names = ("torch", "accelerate", "webdataset")
         return cls(
             config=config,
             data_digest=data_digest,
@@ -74,6 +75,7 @@ class RunRecord:
             environment=recorded(os.environ),
             versions={
                 "python": platform.python_version(),
+                "isicdist": __version__,  # sources that are not installed have no metadata
                 **{name: importlib.metadata.version(name) for name in names},
             },
         )
