@@ -331,9 +331,8 @@ class Trainer:
         self.prepared_model, self.prepared_ema = (
             self.accelerator.prepare_model(network, evaluation_mode=True) for network in (self.model, self.ema.model)
         )
-        if self.config.compile == "on" or (
-            self.config.compile == "auto" and launch.can_compile(self.accelerator.device)
-        ):
+        compiled, self.compile_note = launch.decide_compile(self.config.compile, self.accelerator.device)
+        if compiled:
             for network in (self.prepared_model, self.prepared_ema):
                 network.compile(dynamic=False)  # in place: weights and checkpoints keep their names
         broadcast([weight.data for network in (self.model, self.ema.model) for weight in network.parameters()])
@@ -359,6 +358,8 @@ class Trainer:
         """Resume where the checkpoint stands: the log, and an evaluation that a signal interrupted; or begin."""
         self.tracker.truncate_after(self.state.step, evaluated=not self.state.eval_pending)
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
+        if self.accelerator.device.type != "cpu":
+            self.tracker.note(self.compile_note)
         for split in (self.train_split, self.val_split):
             for line in mask_warnings(split):
                 self.tracker.note(f"warning: {line}")

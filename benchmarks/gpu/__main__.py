@@ -138,7 +138,7 @@ def run_checks(kit: Kit, selected: Callable[[str], bool]) -> None:
 def has_compiler(kit: Kit) -> bool:
     """Tell whether torch.compile has what it needs: on a GPU as a run finds it, a C++ compiler on a CPU."""
     if kit.gpus:
-        return launch.can_compile(torch.device("cuda", 0))
+        return launch.lacking_for_compile(torch.device("cuda", 0)) is None
     return shutil.which("c++") is not None
 
 

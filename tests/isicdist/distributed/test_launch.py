@@ -85,6 +85,35 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         launch._check_devices(launched, cpu=False)
 
 
+def test_what_torch_compile_lacks_on_a_gpu_is_named(monkeypatch, tmp_path):
+    gpu, present = torch.device("cuda"), {"gcc", "my-cc"}
+    include = tmp_path / "include"
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(launch, "has_triton", lambda: True)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name if name in present else None)
+    monkeypatch.setattr(launch.sysconfig, "get_path", lambda name, scheme: str(include))
+    assert launch.decide_compile("auto", gpu) == (
+        False,
+        f"network: not compiled: no Python.h in {include}: install Python's headers (Debian: python3-dev)",
+    )
+    include.mkdir()
+    (include / "Python.h").touch()
+    assert launch.lacking_for_compile(gpu) is None
+    assert launch.decide_compile("auto", gpu)[0]
+    assert launch.decide_compile("off", gpu) == (False, "network: not compiled: --compile off")
+    monkeypatch.setenv("CC", "my-cc")
+    assert launch.lacking_for_compile(gpu) is None
+    monkeypatch.setenv("CC", "other-cc")  # Triton would take it, though gcc is there
+    assert "CC=other-cc" in launch.decide_compile("auto", gpu)[1]
+    monkeypatch.delenv("CC")
+    present.clear()
+    assert "install gcc" in launch.decide_compile("auto", gpu)[1]
+    assert launch.decide_compile("on", gpu)[0]
+    monkeypatch.setattr(launch, "has_triton", lambda: False)
+    assert "Triton" in launch.decide_compile("auto", gpu)[1]
+    assert not launch.decide_compile("auto", torch.device("cpu"))[0]
+
+
 def test_a_lost_rank_is_said_in_one_line_and_other_errors_pass():
     gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:14040. See"
     with pytest.raises(TrainingError) as caught, raise_on_lost_rank():
