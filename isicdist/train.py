@@ -194,7 +194,7 @@ class Trainer:
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
         loss = (losses * batch.valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
         self.accelerator.backward(loss)
-        self.gradients.add_loss(loss)
+        self.gradients.add_micro_batch(loss)
         self.meter.add_micro_batch(logits, masks, batch.valid)
 
     def optimizer_step(self, step: Step) -> tuple[float, torch.Tensor]:
