@@ -242,6 +242,8 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
 def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: torch.optim.Adam) -> None:
     """Load weights, their EMA and the optimizer's moments; the optimizer's settings stay those of the config.
 
+    Each moment gets the memory layout of its weight, as fused Adam reads both by one index; a file has the default one.
+
     Raises CheckpointError when they belong to another network.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in adam.param_groups]
@@ -253,3 +255,7 @@ def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: t
         raise CheckpointError(f"{found.path}: of another network; train in a new run folder") from error
     for group, wanted in zip(adam.param_groups, settings, strict=True):
         group.update(wanted)
+    for weight, moments in adam.state.items():
+        for name, moment in moments.items():
+            if moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)
