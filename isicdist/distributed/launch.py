@@ -81,7 +81,10 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
 
 
 def _destroy_gloo_group() -> None:
-    """End gloo's threads, which may abort a process that ends by an error. NCCL would wait for other ranks."""
+    """End gloo's threads, which may abort a process that ends by an error. NCCL would wait for other ranks.
+
+    `AnyRank` ends its own group.
+    """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 
