@@ -48,11 +48,12 @@ def channels_first(network: ImprovedUNet) -> None:
     network.stem.register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
 
 
-def channels_last(network: ImprovedUNet) -> None:
+def channels_last(network: nn.Module) -> None:
+    """Give the weights of convolutions, and what the submodule `stem` gets, this memory layout."""
     for convolution in network.modules():
         if isinstance(convolution, nn.Conv2d):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-    network.stem.register_forward_pre_hook(
+    network.get_submodule("stem").register_forward_pre_hook(
         lambda module, inputs: inputs[0].contiguous(memory_format=torch.channels_last)
     )
 

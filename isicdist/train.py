@@ -195,7 +195,7 @@ class Trainer:
         losses = segmentation_loss(logits, masks, config.optim.bce_weight)  # (B,)
         loss = (losses * batch.valid).sum() / batch.step_samples  # summed over micro batches and ranks: the step's mean
         self.accelerator.backward(loss)
-        self.gradients.add_loss(loss)
+        self.gradients.add_micro_batch(loss)
         self.meter.add_micro_batch(logits, masks, batch.valid)
 
     def optimizer_step(self, step: Step) -> tuple[float, torch.Tensor]:
@@ -333,9 +333,8 @@ class Trainer:
         self.prepared_model, self.prepared_ema = (
             self.accelerator.prepare_model(network, evaluation_mode=True) for network in (self.model, self.ema.model)
         )
-        if self.config.compile == "on" or (
-            self.config.compile == "auto" and launch.can_compile(self.accelerator.device)
-        ):
+        compiled, self.compile_note = launch.decide_compile(self.config.compile, self.accelerator.device)
+        if compiled:
             for network in (self.prepared_model, self.prepared_ema):
                 network.compile(dynamic=False)  # in place: weights and checkpoints keep their names
         broadcast([weight.data for network in (self.model, self.ema.model) for weight in network.parameters()])
@@ -361,6 +360,8 @@ class Trainer:
         """Resume where the checkpoint stands: the log, and an evaluation that a signal interrupted; or begin."""
         self.tracker.truncate_after(self.state.step, evaluated=not self.state.eval_pending)
         self.accelerator.on_main_process((self.run_folder / REQUEUE_NAME).unlink)(missing_ok=True)
+        if self.accelerator.device.type != "cpu":
+            self.tracker.note(self.compile_note)
         for split in (self.train_split, self.val_split):
             for line in mask_warnings(split):
                 self.tracker.note(f"warning: {line}")

@@ -23,15 +23,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
+import accelerate
 import torch
 
-from benchmarks.gpu import bare, checks, runs, speed
+import isicdist
+from benchmarks.gpu import bare, checks, kernels, runs, speed
 from benchmarks.gpu.kit import FULL, SHORT, Kit
 from benchmarks.gpu.rows import Outcome, Report, Row, run_row
 from isicdist.data.synthetic import synthesize
+from isicdist.distributed import launch
 
 WORK_BYTES = 8 * 2**30
 """Shard sets, decoded caches and runs take less."""
@@ -76,7 +78,7 @@ def speed_tasks() -> list[Task]:
     loops: dict[str, dict[str, object]] = {
         "loop": {},
         "loop, compiled": {"compile": "on"},
-        "loop, decoding in 2 threads": {"stream__decoded_cache": "off"},
+        "loop, decoding in 2 threads": {"stream__decoded_cache": "off", "stream__workers": 2},
         "loop, decoding in 8 threads": {"stream__decoded_cache": "off", "stream__workers": 8},
     }
     return [
@@ -102,46 +104,72 @@ def run_task(kit: Kit, task: Task) -> None:
 
 
 def run_checks(kit: Kit, selected: Callable[[str], bool]) -> None:
-    """Report the rows of `benchmarks.gpu.checks`, one process per precision."""
+    """Report the rows of `benchmarks.gpu.checks`: a process per precision and one that compiles, at the same time."""
     names = list(filter(selected, checks.CHECKS))
     if not kit.gpus:
         for name in filter(checks.GPU_ONLY.__contains__, names):
             kit.report.add(Row(name=name, result="needs a GPU"))
         names = [name for name in names if name not in checks.GPU_ONLY]
     words = ("--data", str(kit.shard_set(kit.sizes.small)))
-    narrow = [name for name in names if name.endswith(("bf16", "fp16"))]
-    by_precision = {"no": [name for name in names if name not in narrow]}
-    by_precision |= {precision: [name for name in narrow if name.endswith(precision)] for precision in ("bf16", "fp16")}
-    for precision, these in by_precision.items():
-        environment = {"ACCELERATE_MIXED_PRECISION": precision}
-        kit.child_rows("benchmarks.gpu.checks", these, *words, seconds=120, env=environment)
+    if not has_compiler(kit):
+        for name in filter(checks.COMPILED_ONLY.__contains__, names):
+            kit.report.add(Row(name=name, result="needs a compiler"))
+        names = [name for name in names if name not in checks.COMPILED_ONLY]
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name in names:
+        precision = next((each for each in ("bf16", "fp16") if name.endswith(each)), "no")
+        groups.setdefault((precision, name in checks.COMPILED_ONLY), []).append(name)
+    with ThreadPoolExecutor(kit.sizes.jobs) as pool:
+        jobs = [
+            pool.submit(
+                kit.child_rows,
+                "benchmarks.gpu.checks",
+                these,
+                *words,
+                seconds=240 if compiled else 120,
+                env={"ACCELERATE_MIXED_PRECISION": precision},
+            )
+            for (precision, compiled), these in groups.items()
+        ]
+    for job in jobs:
+        job.result()
 
 
-def run_bare(kit: Kit, variants: list[bare.Variant]) -> None:
-    """Report rows of `benchmarks.gpu.bare`, one process per precision."""
-    for precision in dict.fromkeys(variant.precision for variant in variants):
-        names = [variant.name for variant in variants if variant.precision == precision]
+def has_compiler(kit: Kit) -> bool:
+    """Tell whether torch.compile has what it needs: on a GPU as a run finds it, a C++ compiler on a CPU."""
+    if kit.gpus:
+        return launch.lacking_for_compile(torch.device("cuda", 0)) is None
+    return shutil.which("c++") is not None
+
+
+def run_bare(kit: Kit, variants: dict[str, bare.Variant], module: str = "benchmarks.gpu.bare") -> None:
+    """Report rows about variants of the bare step, by their names, one process per precision."""
+    for precision in dict.fromkeys(variant.precision for variant in variants.values()):
+        names = [name for name, variant in variants.items() if variant.precision == precision]
         environment = {"ACCELERATE_MIXED_PRECISION": precision}
-        kit.child_rows("benchmarks.gpu.bare", names, "--sets", str(kit.work), seconds=kit.remaining, env=environment)
+        kit.child_rows(module, names, "--sets", str(kit.work), seconds=kit.remaining, env=environment)
 
 
 def run_all(kit: Kit, selected: Callable[[str], bool]) -> None:
-    """Report every row, those about correctness first."""
+    """Report every row: what the device computes, how fast the step is, whole runs, and their throughput."""
     sides = dict.fromkeys((kit.sizes.small, kit.sizes.medium, kit.sizes.large))
     for side in sides:  # other rows need them
         run_task(kit, Task(name=f"build, {side} pixels", function=functools.partial(speed.build, side=side)))
     run_task(kit, Task(name="train one step", function=speed.one_step))
+    run_checks(kit, selected)
+    first, others = ([*bare.FIRST], [*bare.OTHERS]) if kit.gpus else ([*bare.SHORT], [])
+    profiled = [bare.COMPILED, bare.CHANNELS_LAST] if kit.gpus else bare.SHORT
+    run_bare(kit, {each.name: each for each in first if selected(each.name)})
+    names = {kernels.row_name(each): each for each in profiled}
+    run_bare(kit, {name: each for name, each in names.items() if selected(name)}, "benchmarks.gpu.kernels")
     with ThreadPoolExecutor(kit.sizes.jobs) as pool:
-        jobs = [pool.submit(run_checks, kit, selected)]
-        jobs += [pool.submit(run_task, kit, task) for task in correctness_tasks(kit) if selected(task.name)]
+        jobs = [pool.submit(run_task, kit, task) for task in correctness_tasks(kit) if selected(task.name)]
     for job in jobs:
         job.result()
-    run_bare(kit, [each for each in (bare.FIRST if kit.gpus else bare.SHORT) if selected(each.name)])
     tasks = [task for task in speed_tasks() if selected(task.name)]
     with ThreadPoolExecutor(1 if kit.gpus else kit.sizes.jobs) as pool:  # on a CPU nothing is measured in earnest
         list(pool.map(functools.partial(run_task, kit), tasks))
-    if kit.gpus:
-        run_bare(kit, [each for each in bare.OTHERS if selected(each.name)])
+    run_bare(kit, {each.name: each for each in others if selected(each.name)})
 
 
 def sources(data: Path | None, work: Path, *, short: bool) -> tuple[str, str]:
@@ -158,9 +186,9 @@ def sources(data: Path | None, work: Path, *, short: bool) -> tuple[str, str]:
 
 def header(gpus: int) -> dict[str, str]:
     """Give date, device and versions."""
-    names = ("torch", "accelerate", "isicdist")
     device = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else f"CPU {platform.machine()}"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions = {"python": platform.python_version()}
+    versions |= {each.__name__: each.__version__ for each in (torch, accelerate, isicdist)}
     if gpus:
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportAttributeAccessIssue]
         versions |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version()), "NCCL": nccl}

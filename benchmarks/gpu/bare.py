@@ -10,19 +10,21 @@ the device. The difference to a run's throughput is what reading, decoding, uplo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import gc
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 
-from benchmarks.gpu.rows import Outcome, emit, run_row
+from benchmarks.gpu.rows import Outcome, emit_rows
 from benchmarks.train_step import channels_last, plain_dropout
 from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig, load_recipe
 from isicdist.data import augment as augmentation
@@ -32,6 +34,8 @@ from isicdist.network.unet import ImprovedUNet
 from isicdist.train import Trainer
 
 ROUNDS = 3
+LAUNCHES = 10
+"""Steps whose launching is timed."""
 TRANSFORM = augmentation.transform
 
 
@@ -68,21 +72,25 @@ class Variant:
 BASE = Variant(batch=64, side=256)
 COMPILED = dataclasses.replace(BASE, compile="yes")
 FLOAT32 = dataclasses.replace(BASE, precision="no")
+CHANNELS_LAST = dataclasses.replace(COMPILED, layout="channels last")
 FIRST = [
     BASE,
     COMPILED,
-    dataclasses.replace(BASE, dropout="none"),
+    CHANNELS_LAST,
+    dataclasses.replace(COMPILED, compile="few buffers"),
+    dataclasses.replace(COMPILED, compile="augmentation"),
+    dataclasses.replace(CHANNELS_LAST, compile="augmentation"),
+    dataclasses.replace(CHANNELS_LAST, cudnn_benchmark=True),
+    dataclasses.replace(BASE, compile="CUDA graphs"),
     FLOAT32,
-    dataclasses.replace(FLOAT32, tf32=False),
-    dataclasses.replace(BASE, precision="fp16"),
 ]
-"""The variants that the targets are about, and the other precisions."""
+"""The variants that the targets are about, and those that may become the default."""
 _OTHER_SHAPES = ((8, 128), (64, 128), (16, 256), (128, 256), (32, 512))
 OTHERS = [
-    dataclasses.replace(COMPILED, layout="channels last"),
-    dataclasses.replace(COMPILED, layout="channels last", compile="few buffers"),
-    dataclasses.replace(COMPILED, compile="augmentation"),
-    dataclasses.replace(COMPILED, compile="few buffers"),
+    dataclasses.replace(BASE, dropout="none"),
+    dataclasses.replace(BASE, precision="fp16"),
+    dataclasses.replace(FLOAT32, tf32=False),
+    dataclasses.replace(CHANNELS_LAST, compile="few buffers"),
     *(Variant(batch=batch, side=side) for batch, side in _OTHER_SHAPES),
     dataclasses.replace(BASE, cudnn_benchmark=True),
     dataclasses.replace(BASE, dropout="torch"),
@@ -145,8 +153,9 @@ class BareStep:
             augmentation.transform = torch.compile(TRANSFORM, dynamic=False)
 
 
-def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
-    """Time a variant: ROUNDS rounds of about `seconds` each."""
+@contextlib.contextmanager
+def started(variant: Variant, sets: Path) -> Generator[BareStep]:
+    """Set up the step of a variant for the length of the context."""
     torch.backends.cudnn.benchmark = variant.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = variant.tf32
     config = TrainConfig(
@@ -158,24 +167,28 @@ def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
         compile="on" if variant.compile in ("yes", "augmentation") else "off",
         epochs=10**6,
     )
+    with tempfile.TemporaryDirectory() as folder:
+        step = BareStep(config, sets / f"set-{variant.side}", Path(folder) / "run", variant)
+        try:
+            yield step
+        finally:
+            step.close()
+
+
+def measure(variant: Variant, sets: Path, *, seconds: float = 1.0) -> Outcome:
+    """Time a variant: ROUNDS rounds of about `seconds` each."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        step = BareStep(config, sets / f"set-{variant.side}", Path(folder) / "run", variant)
-        try:
-            timed(step, 1)
-            first = time.perf_counter() - start
-            timed(step, 3)
-            estimate = timed(step, 2) / 2
-            steps = max(2, min(200, round(seconds / estimate)))
-            step_s = statistics.median(timed(step, steps) / steps for _ in range(ROUNDS))
-            start = time.perf_counter()
-            step()  # with an empty queue: what the host needs to launch it
-            host_s = time.perf_counter() - start
-        finally:
-            step.close()
+    start = time.perf_counter()
+    with started(variant, sets) as step:
+        timed(step, 1)
+        first = time.perf_counter() - start
+        timed(step, 3)
+        estimate = timed(step, 2) / 2
+        steps = max(2, min(200, round(seconds / estimate)))
+        step_s = statistics.median(timed(step, steps) / steps for _ in range(ROUNDS))
+        host_s = statistics.median(launch_time(step) for _ in range(LAUNCHES))
     values = {
         "images_per_s": variant.batch / step_s,
         "step_ms": 1e3 * step_s,
@@ -199,14 +212,22 @@ def timed(step: BareStep, steps: int) -> float:
     return time.perf_counter() - start
 
 
+def launch_time(step: BareStep) -> float:
+    """Give the seconds that the host needs to launch one step, the device's queue being empty."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True, help="folder of the shard sets set-128, set-256, ...")
     parser.add_argument("--names", nargs="+", required=True, help="variants, all of one precision")
     options = parser.parse_args()
     by_name = {variant.name: variant for variant in (*FIRST, *OTHERS, *SHORT)}
-    for name in options.names:
-        emit(run_row(name, functools.partial(measure, by_name[name], options.sets)))
+    emit_rows({name: functools.partial(measure, by_name[name], options.sets) for name in options.names})
 
 
 if __name__ == "__main__":

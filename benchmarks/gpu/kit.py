@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.gpu.rows import Report, Row, parse
+from benchmarks.gpu.rows import DEVICE_LOST, Report, Row, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_STEP = "one-step"
@@ -70,6 +70,11 @@ SHORT = Sizes(
 class CommandError(Exception):
     """A command ended with another exit code than expected, or took too long."""
 
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+        """Exit code; negative: the signal that ended the command."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:
@@ -106,6 +111,7 @@ class Kit:
         """Give the arguments of `isicdist train` for a run below the work folder; `optim__lr=1` means --optim.lr 1."""
         defaults = {"epochs": 999, "eval_every": 9999, "checkpoint_every": 9999, "log_every": 1, "compile": "off"}
         defaults |= {"batch__global_size": self.sizes.batch, "model__base_channels": self.sizes.channels}
+        defaults |= {"tracker": "none"}
         words = ["train", "--data", str(self.shard_set(side)), "--run", str(self.work / run)]
         for name, value in {**defaults, **flags}.items():
             words += ["--" + name.replace("__", ".").replace("_", "-"), str(value)]
@@ -158,7 +164,7 @@ class Kit:
         if code:
             late = time.monotonic() - start >= limit
             reason = f"stopped after {limit:.0f} s" if late else f"exit code {code}"
-            raise CommandError(f"{reason}: {last_words(output)}")
+            raise CommandError(": ".join(filter(None, [reason, last_words(output)])), code)
 
     @contextlib.contextmanager
     def started(self, *words: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
@@ -180,17 +186,20 @@ class Kit:
             yield process
         finally:
             kill_tree(process)
+            if process.stdout:
+                process.stdout.close()
 
     def child_rows(self, module: str, names: list[str], *words: str, seconds: float, env: Mapping[str, str]) -> None:
         """Report the rows that `python -m MODULE WORDS --names NAMES` prints.
 
-        Where the process dies, the row it was at has failed, and another process goes on with the next one.
+        Where the process dies, the row it was at has failed, and another process goes on with the next one; so it does
+        after a row that has lost the device.
         """
         names = list(names)
         while names:
             if self.remaining < 5:
                 return self.not_run(names)
-            error = "ended without a result"
+            error, before = "ended without a result", len(names)
             try:
                 command = [sys.executable, "-m", module, *words, "--names", *names]
                 for line in self.lines(*command, seconds=seconds, env=env):
@@ -198,6 +207,8 @@ class Kit:
                         self.report.add(row)
                         names.remove(row.name)
             except CommandError as failure:
+                if failure.code == DEVICE_LOST and len(names) < before:
+                    continue
                 error = str(failure)
             if names and self.remaining > 5:
                 self.report.add(Row(name=names.pop(0), result="failed", detail=error))
@@ -215,6 +226,7 @@ class Kit:
 
 def last_words(output: list[str]) -> str:
     """Give the error messages in the output of a command, or else its last lines."""
+    output = [line for line in output if not parse(line)]
     errors = [line for line in output if re.search(r"\berror: |Error: ", line)]
     return " / ".join(line.strip() for line in (errors or output)[-SHOWN_LINES:])
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import re
 import signal
 import threading
+import weakref
 from collections.abc import Generator
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from accelerate import Accelerator
@@ -46,9 +48,10 @@ class AnyRank:
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         """Make the process group; every rank does. `timeout`: seconds to wait for the other ranks."""
         several = accelerator.num_processes > 1
-        self._group = (
-            torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if several else None
-        )
+        limit = timedelta(seconds=timeout)
+        group = torch.distributed.new_group(backend="gloo", timeout=limit) if several else None
+        self._group = cast("torch.distributed.ProcessGroup | None", group)  # an int for ranks that it leaves out
+        _open_votes.add(self)
 
     def __call__(self, *flags: bool) -> tuple[bool, ...]:
         """Give, for each of the `flags`, True when it is True on any rank. Every rank calls it."""
@@ -57,6 +60,23 @@ class AnyRank:
         votes = torch.tensor(flags, dtype=torch.int32)
         torch.distributed.all_reduce(votes, group=self._group)
         return tuple(bool(vote) for vote in votes)
+
+    def close(self) -> None:
+        """End the threads of the group, where `end_training` has not done so; no rank is waited for."""
+        group, self._group = self._group, None
+        if group is not None and torch.distributed.is_initialized():
+            with contextlib.suppress(ValueError):  # it belonged to a group of all that was ended before
+                torch.distributed.destroy_process_group(group)
+
+
+_open_votes: weakref.WeakSet[AnyRank] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_votes() -> None:
+    """End gloo's threads, which may abort a process that ends by an error, where NCCL's group is left as it is."""
+    for vote in list(_open_votes):
+        vote.close()
 
 
 class StopSignal:

@@ -35,8 +35,20 @@ class Gradients:
         ]
         self.zero()
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Add the share of one micro batch in the step's loss, a scalar."""
+    def add_micro_batch(self, loss: Tensor) -> None:
+        """Add the gradient of one micro batch, which `backward` has left in `grad`, and its share of the loss.
+
+        One kernel for all parameters, where autograd would launch one for each. `grad` is None again: under CUDA graphs
+        it is the graph's memory, which the next replay writes over.
+        """
+        computed = [(view, p.grad) for view, p in zip(self._views, self._parameters, strict=True) if p.grad is not None]
+        if computed:
+            views, gradients = zip(*computed, strict=True)
+            add = torch._foreach_copy_ if self._empty else torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage, reportUnknownMemberType]
+            add(views, gradients)
+            self._empty = False
+        for p in self._parameters:
+            p.grad = None
         self._flat[-1] += loss.detach()
 
     def all_reduce(self) -> Tensor:
@@ -47,10 +59,6 @@ class Gradients:
         Where the loss is scaled (fp16), a loss that is not finite makes the gradient so, too: the scaler looks at
         gradients only, and would make the update. NaN or infinity times 0 is NaN.
         """
-        computed = [(view, p.grad) for view, p in zip(self._views, self._parameters, strict=True) if p.grad is not None]
-        if computed:
-            views, gradients = zip(*computed, strict=True)
-            torch._foreach_copy_(views, gradients)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  one kernel for all
         for p, view in zip(self._parameters, self._views, strict=True):
             p.grad = view
         if self._distributed:
@@ -70,7 +78,8 @@ class Gradients:
         return norm
 
     def zero(self) -> None:
-        """Forget gradients and loss. To add to gradients of 0 would cost a kernel for each parameter."""
+        """Forget gradients and loss."""
         self._flat.zero_()
+        self._empty = True
         for p in self._parameters:
             p.grad = None

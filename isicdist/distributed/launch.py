@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -79,7 +81,10 @@ def start(timeout: float = 600, *, probe_cpu: Callable[[], Precision] | None = N
 
 
 def _destroy_gloo_group() -> None:
-    """End gloo's threads, which may abort a process that ends by an error. NCCL would wait for other ranks."""
+    """End gloo's threads, which may abort a process that ends by an error. NCCL would wait for other ranks.
+
+    `AnyRank` ends its own group.
+    """
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         torch.distributed.destroy_process_group()
 
@@ -115,9 +120,33 @@ def decoding_threads(asked: int | Literal["auto"], device: torch.device) -> int:
     return 2 if device.type == "cpu" else min(MAX_DECODING_THREADS, worker_threads())
 
 
-def can_compile(device: torch.device) -> bool:
-    """Tell whether torch.compile pays on this device and has what it needs: a GPU, Triton and a C compiler."""
-    return device.type == "cuda" and has_triton() and any(map(shutil.which, ("cc", "gcc", "clang")))
+def decide_compile(setting: Literal["auto", "on", "off"], device: torch.device) -> tuple[bool, str]:
+    """Decide about torch.compile on `device`; returns True to compile, and the line that says what is done and why."""
+    lacking = lacking_for_compile(device)
+    if setting == "on" or (setting == "auto" and not lacking):
+        return True, "network: compiled; the first step takes longer"
+    return False, f"network: not compiled: {lacking if setting == 'auto' else '--compile off'}"
+
+
+def lacking_for_compile(device: torch.device) -> str | None:
+    """Name what torch.compile lacks on this device, with a remedy; None where it has all and pays.
+
+    It pays on a GPU. There Triton builds a launcher for its kernels, by $CC, gcc or clang and with Python's headers.
+    """
+    if device.type != "cuda":
+        return "it pays on a GPU only"
+    if not has_triton():
+        return "torch finds no Triton for this GPU"
+    chosen = os.environ.get("CC")
+    if chosen is not None and not shutil.which(chosen):
+        return f"CC={chosen} is not a program: unset it, or set the path of a C compiler"
+    if chosen is None and not any(map(shutil.which, ("gcc", "clang"))):
+        return "no C compiler: install gcc and libc6-dev, or set CC"
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
+    if not Path(include, "Python.h").is_file():
+        return f"no Python.h in {include}: install Python's headers (Debian: python3-dev)"
+    return None
 
 
 def computes_tf32(device: torch.device) -> bool:

@@ -20,8 +20,9 @@ from shards.errors import ToolkitError
 from shards.reader import Split
 
 _SECONDS = 2.0  # of each measurement
-_MAX_REPEATS = 50
+_MAX_PASSES = 200
 _CPU_MICRO_SIZE = 2  # a forward and backward pass of 512 pixels takes seconds
+_GPU_MICRO_SIZE = 64  # a smaller one leaves a GPU idle while the host launches kernels
 _DEVICES = (1, 8, 64)
 
 
@@ -39,9 +40,10 @@ def check_throughput(data: str, link: Mapping[str, float]) -> Iterator[Check]:
 
     `link`: the numbers of `isicdist.doctor.network.check_link`.
     """
-    on_gpu = torch.cuda.is_available()
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    of_gpu = BatchConfig(global_size=_GPU_MICRO_SIZE * ranks)
     config = TrainConfig(
-        batch=BatchConfig(micro_size="auto" if on_gpu else _CPU_MICRO_SIZE),
+        batch=of_gpu if torch.cuda.is_available() else BatchConfig(micro_size=_CPU_MICRO_SIZE),
         stream=StreamConfig(decoded_cache="off"),
         compile="off",  # compiling takes a minute
     )
@@ -75,7 +77,7 @@ def check_throughput(data: str, link: Mapping[str, float]) -> Iterator[Check]:
         f"micro batch {trainer.stream.plan.micro_size}",
         numbers={"images_per_s": rates.compute_images_per_s},
     )
-    yield from forecast(rates, len(trainer.train_split), config.batch.global_size, world_size)
+    yield from forecast(rates, len(trainer.train_split), BatchConfig().global_size, world_size)
 
 
 def forecast(rates: Rates, samples: int, global_size: int, world_size: int) -> Iterator[Check]:
@@ -138,24 +140,38 @@ def _decode_rate(split: Split) -> float:
 
 
 def _compute_rate(trainer: Trainer) -> float:
-    """Repeat forward and backward passes on one batch; returns images/s."""
+    """Repeat forward and backward passes on one batch, halved while it does not fit in memory; returns images/s."""
     with trainer.stream:
-        steps = trainer.stream.steps()
-        batches = iter(next(steps))
-        batch = next(batches)
-        trainer.forward_backward(batch)  # warms up
-        _synchronize(trainer.accelerator.device)
-        start, images = time.perf_counter(), 0
-        for _ in range(_MAX_REPEATS):
+        position = trainer.stream.state_dict()
+        while True:
+            with trainer.oom_guard:
+                return _time_passes(trainer)
+            trainer.gradients.zero()
+            trainer.stream.plan = trainer.oom_guard.halve_micro_batch(trainer.stream.plan, "auto")
+            trainer.stream.load_state_dict(position)
+
+
+def _time_passes(trainer: Trainer) -> float:
+    steps = trainer.stream.steps()
+    batches = iter(next(steps))
+    batch = next(batches)
+
+    def seconds(passes: int) -> float:
+        """Time passes in a row: a GPU works on one while the host launches the next."""
+        start = time.perf_counter()
+        for _ in range(passes):
             trainer.forward_backward(batch)
-            images += len(batch.images)
-            _synchronize(trainer.accelerator.device)
-            if time.perf_counter() - start > _SECONDS:
-                break
-        seconds = time.perf_counter() - start
+            trainer.gradients.zero()
+        _synchronize(trainer.accelerator.device)
+        return time.perf_counter() - start
+
+    try:
+        seconds(1)  # warms up
+        passes = max(1, min(_MAX_PASSES, round(_SECONDS / seconds(1))))
+        return passes * len(batch.images) / seconds(passes)
+    finally:
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
         steps.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return images / seconds
 
 
 def _synchronize(device: torch.device) -> None:

@@ -32,6 +32,8 @@ _OUT_OF_MEMORY = (
     "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle finds no room
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN: no workspace fits; or a GPU it does not know
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",  # a tensor too large for it; accelerate's list has this one, too
     "DefaultCPUAllocator: can't allocate memory",
 )
 
@@ -75,6 +77,7 @@ class OomGuard:
     def __init__(self) -> None:
         self.tripped = False
         """This rank has run out of memory since the micro batches were last halved."""
+        self._error = ""
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +87,7 @@ class OomGuard:
     ) -> bool:
         if error is None or not is_out_of_memory(error):
             return False
-        self.tripped = True
+        self.tripped, self._error = True, str(error).partition("\n")[0]
         return True
 
     def halve_micro_batch(self, plan: BatchPlan, asked: int | Literal["auto"]) -> BatchPlan:
@@ -93,7 +96,8 @@ class OomGuard:
         Raises TrainingError on every rank when `asked`, the configured size, is not auto, or is down to 1 sample.
         """
         if plan.micro_size == 1:
-            raise TrainingError("out of memory with 1 sample at once: train on smaller images, or in bf16")
+            said = f" ({self._error})" if self._error else ""  # by this rank, or by another one
+            raise TrainingError(f"out of memory with 1 sample at once{said}: train on smaller images, or in bf16")
         if asked != "auto":
             raise TrainingError(
                 f"out of memory with {asked} samples at once on a rank: use --batch.micro-size auto or a smaller one"

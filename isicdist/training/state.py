@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from isicdist import __version__
 from isicdist.config import TrainConfig, flat_settings
 from isicdist.data.stream import StreamState
 from isicdist.distributed.environment import recorded
@@ -61,7 +62,7 @@ class RunRecord:
     @classmethod
     def of(cls, config: TrainConfig, data_digest: str, accelerator: Accelerator) -> Self:
         """Record this process's environment."""
-        names = ("isicdist", "torch", "accelerate", "webdataset")
+        names = ("torch", "accelerate", "webdataset")
         return cls(
             config=config,
             data_digest=data_digest,
@@ -72,6 +73,7 @@ class RunRecord:
             environment=recorded(os.environ),
             versions={
                 "python": platform.python_version(),
+                "isicdist": __version__,  # sources that are not installed have no metadata
                 **{name: importlib.metadata.version(name) for name in names},
             },
         )
@@ -205,6 +207,8 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any], run: Path) -
 def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: torch.optim.Adam) -> None:
     """Load weights, their EMA and the optimizer's moments; the optimizer's settings stay those of the config.
 
+    Each moment gets the memory layout of its weight, as fused Adam reads both by one index; a file has the default one.
+
     Raises CheckpointError when they belong to another network.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in adam.param_groups]
@@ -216,3 +220,7 @@ def restore_weights(found: Checkpoint, model: nn.Module, ema: nn.Module, adam: t
         raise CheckpointError(f"{found.path}: of another network; train in a new run folder") from error
     for group, wanted in zip(adam.param_groups, settings, strict=True):
         group.update(wanted)
+    for weight, moments in adam.state.items():
+        for name, moment in moments.items():
+            if moment.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(moment)

@@ -12,14 +12,18 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+import torch
 
 from isicdist import doctor
 from isicdist.cli import main
+from isicdist.config import BatchConfig, ModelConfig, StreamConfig, TrainConfig
+from isicdist.data.stream import Batch
 from isicdist.distributed.scaling_model import Rates
-from isicdist.doctor import machine, network, software
+from isicdist.doctor import machine, network, software, throughput
 from isicdist.doctor.check import Check
 from isicdist.doctor.table import merge_ranks
 from isicdist.doctor.throughput import forecast
+from isicdist.train import Trainer
 
 
 def one(checks: Callable[[], Iterator[Check]], name: str) -> Check:
@@ -235,6 +239,27 @@ def test_the_resource_that_bounds_a_step_is_named_with_a_remedy(changed, bound, 
     if not changed:  # 20 steps of 8 samples a rank: 80 ms, and 2 messages of 6.4 MB
         assert found["epoch"].numbers["on_1_s"] == pytest.approx(20 * 0.16)
         assert found["epoch"].numbers["on_8_s"] == pytest.approx(20 * (0.02 + 14 * (1.6e6 / 1e9 + 1e-4)))
+
+
+def test_the_speed_is_measured_with_as_many_images_as_fit(shard_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "_SECONDS", 0.0)
+    config = TrainConfig(
+        batch=BatchConfig(global_size=8), stream=StreamConfig(decoded_cache="off"), model=ModelConfig(base_channels=2)
+    )
+    trainer = Trainer(config, str(shard_set), tmp_path / "run")
+    forward_backward, sizes = trainer.forward_backward, list[int]()
+
+    def limited(batch: Batch) -> None:
+        sizes.append(len(batch.images))
+        forward_backward(batch)
+        if len(batch.images) > 2:  # with gradients already
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "forward_backward", limited)
+    assert throughput._compute_rate(trainer) > 0
+    assert sizes == [8, 4, 2, 2, 2]  # the last three warm up, give the number of passes, and are timed
+    assert trainer.stream.plan.micro_size == 2
+    assert all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_a_choice_of_interface_follows_the_order_of_nccl():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import subprocess
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -91,10 +92,12 @@ class Dashboard(Sink):
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Raise UsageError for a dashboard whose package is not installed."""
+    """Raise UsageError for a dashboard whose package is not installed, unless it is wandb and WANDB_MODE=disabled."""
     for name in names:
-        if name != "none" and importlib.util.find_spec(name) is None:
-            raise UsageError(f"--tracker {name}: not installed; pip install 'isicdist[{name}]', or choose another")
+        off = name == "none" or (name == "wandb" and os.environ.get("WANDB_MODE") == "disabled")
+        if not off and importlib.util.find_spec(name) is None:
+            package = name if name == "wandb" else f"'isicdist[{name}]'"  # the others are extras
+            raise UsageError(f"--tracker {name}: not installed; pip install {package}, or choose another")
 
 
 def start_dashboards(run: Path, config: dict[str, Any], note: Note) -> list[Dashboard]:

@@ -19,7 +19,7 @@ def test_gradients_add_up_over_micro_batches_and_are_forgotten_after_the_step():
         for part in images.split(2):
             loss = model(part).sum()
             loss.backward()
-            gradients.add_loss(loss)
+            gradients.add_micro_batch(loss)
         torch.testing.assert_close(gradients.all_reduce(), model(images).sum().detach())
         for p, gradient in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, gradient)
@@ -27,10 +27,31 @@ def test_gradients_add_up_over_micro_batches_and_are_forgotten_after_the_step():
         assert all(p.grad is None for p in model.parameters())
 
 
+def test_micro_batches_add_up_as_autograd_does_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.LeakyReLU(), nn.Conv2d(3, 1, 1))
+    model[0].weight.requires_grad_(False)  # never has a gradient
+    parts = torch.randn((6, 2, 5, 5), generator=generator).split(2)
+    for part in parts:
+        model(part).square().sum().backward()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    gradients = Gradients(model.parameters(), Accelerator(cpu=True))
+    for part in parts:
+        loss = model(part).square().sum()
+        loss.backward()
+        gradients.add_micro_batch(loss)
+        assert all(p.grad is None for p in model.parameters())
+    gradients.all_reduce()
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, torch.zeros_like(p) if gradient is None else gradient)
+
+
 def test_the_loss_that_is_returned_outlives_the_step():
     model = nn.Linear(1, 1)
     gradients = Gradients(model.parameters(), Accelerator(cpu=True))
-    gradients.add_loss(torch.tensor(2.0))
+    gradients.add_micro_batch(torch.tensor(2.0))
     loss = gradients.all_reduce()
     gradients.zero()
     assert loss == 2

@@ -54,6 +54,41 @@ def test_no_thread_of_gloo_is_left_at_the_end_of_a_process(python, tmp_path, end
     assert not any("gloo" in line for line in lists)
 
 
+VOTE_BESIDE_ANOTHER_BACKEND = """
+import atexit, os, pathlib, sys
+from types import SimpleNamespace
+def names():
+    return sorted(path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm"))
+atexit.register(lambda: os.write(1, f"at the end {names()}\\n".encode()))
+import torch.testing._internal.distributed.fake_pg
+from isicdist.distributed.agree import AnyRank
+torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=0, world_size=1)
+vote = AnyRank(SimpleNamespace(num_processes=2), timeout=9)
+print(vote(True, False), names(), flush=True)
+if sys.argv[1] == "destroyed":
+    torch.distributed.destroy_process_group()
+elif sys.argv[1] == "another":
+    torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=0, world_size=1)
+sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("end", ["badly", "destroyed", "another"])
+def test_the_votes_own_group_ends_beside_another_backend(python, tmp_path, end):
+    """The backend of tests stands for NCCL, whose group is not destroyed at the end of a process."""
+    script = tmp_path / "script.py"
+    script.write_text(VOTE_BESIDE_ANOTHER_BACKEND)
+    done = python(script, end, anew=True)
+    voted, at_the_end = done.stdout.splitlines()
+    assert voted.startswith("(True, False) [")
+    assert "gloo" in voted
+    assert at_the_end.startswith("at the end [")
+    assert "gloo" not in at_the_end
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_a_cpu_computes_in_the_precision_that_is_faster_on_it(python, precision):
     program = f"""
@@ -83,6 +118,35 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     launched = LaunchEnvironment(world_size=8, local_world_size=8, use_cpu=False, mixed_precision="bf16")
     with pytest.raises(UsageError, match=r"8 processes on this machine, which has 4 GPU.*--num_processes 4"):
         launch._check_devices(launched, cpu=False)
+
+
+def test_what_torch_compile_lacks_on_a_gpu_is_named(monkeypatch, tmp_path):
+    gpu, present = torch.device("cuda"), {"gcc", "my-cc"}
+    include = tmp_path / "include"
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(launch, "has_triton", lambda: True)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: name if name in present else None)
+    monkeypatch.setattr(launch.sysconfig, "get_path", lambda name, scheme: str(include))
+    assert launch.decide_compile("auto", gpu) == (
+        False,
+        f"network: not compiled: no Python.h in {include}: install Python's headers (Debian: python3-dev)",
+    )
+    include.mkdir()
+    (include / "Python.h").touch()
+    assert launch.lacking_for_compile(gpu) is None
+    assert launch.decide_compile("auto", gpu)[0]
+    assert launch.decide_compile("off", gpu) == (False, "network: not compiled: --compile off")
+    monkeypatch.setenv("CC", "my-cc")
+    assert launch.lacking_for_compile(gpu) is None
+    monkeypatch.setenv("CC", "other-cc")  # Triton would take it, though gcc is there
+    assert "CC=other-cc" in launch.decide_compile("auto", gpu)[1]
+    monkeypatch.delenv("CC")
+    present.clear()
+    assert "install gcc" in launch.decide_compile("auto", gpu)[1]
+    assert launch.decide_compile("on", gpu)[0]
+    monkeypatch.setattr(launch, "has_triton", lambda: False)
+    assert "Triton" in launch.decide_compile("auto", gpu)[1]
+    assert not launch.decide_compile("auto", torch.device("cpu"))[0]
 
 
 def test_a_lost_rank_is_said_in_one_line_and_other_errors_pass():

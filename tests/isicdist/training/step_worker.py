@@ -42,7 +42,7 @@ class Case:
     def step(self, loss: float, gradient: float) -> bool:
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         self.weight.grad = torch.full_like(self.weight, gradient * scale)
-        self.gradients.add_loss(torch.tensor(loss))
+        self.gradients.add_micro_batch(torch.tensor(loss))
         whole_loss = self.gradients.all_reduce()
         norm = self.gradients.clip(0.5, self.optimizer)
         skipped = bool(self.guard.check(1, POSITION, whole_loss, norm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -37,6 +38,26 @@ def test_an_evaluation_takes_no_more_than_training_or_than_fits(asked, side, dev
     assert evaluation_micro_size(asked, side, torch.device(device)) == size
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation after trying 8 plans.",
+    ],
+)
+def test_every_spelling_of_out_of_memory_is_recognised(text):
+    memory = OomGuard()
+    with memory:
+        raise RuntimeError(text)
+    assert memory.tripped
+    with pytest.raises(ValueError, match=re.escape(text)), OomGuard():
+        raise ValueError(text)  # of something else
+
+
 def test_out_of_memory_is_noticed_and_other_errors_pass():
     memory = OomGuard()
     with memory:
@@ -70,6 +91,11 @@ def test_what_cannot_be_cut_is_said_in_one_line():
         OomGuard().halve_micro_batch(PLAN, 8)
     with pytest.raises(TrainingError, match="out of memory with 1 sample at once"):
         OomGuard().halve_micro_batch(BatchPlan(global_size=2, micro_size=1, world_size=2), "auto")
+    memory = OomGuard()
+    with memory:
+        raise RuntimeError("GET was unable to find an engine to execute this computation\nmore")
+    with pytest.raises(TrainingError, match=r"1 sample at once \(GET was unable .* computation\): train on smaller"):
+        memory.halve_micro_batch(BatchPlan(global_size=1, micro_size=1, world_size=1), "auto")
 
 
 FAULTS = """

@@ -8,11 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 from isicdist.config import OptimConfig, TrainConfig
 from isicdist.errors import StoppedError
-from isicdist.training.state import REQUEUE_NAME, RunLock, RunRecord, changed_settings, find_checkpoint
+from isicdist.training.checkpoint import Checkpoint, Snapshot
+from isicdist.training.state import (
+    REQUEUE_NAME,
+    RunLock,
+    RunRecord,
+    changed_settings,
+    find_checkpoint,
+    restore_weights,
+)
 from shards.errors import UsageError
 
 RUN = Path("runs/one")
@@ -86,3 +96,34 @@ def test_ranks_need_not_be_on_the_same_device_nor_have_the_same_environment():
     names = record.common_settings().keys()
     assert {"data_digest", "seed", "optim.lr", "mixed_precision", "versions.torch", "versions.python"} <= names
     assert not [name for name in names if name.split(".")[0] in ("tf32", "device", "environment")]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adam_goes_on_in_the_memory_layout_of_the_weights(layout):
+    """A checkpoint has the default layout, and fused Adam reads weight and moments by one index."""
+
+    def start() -> tuple[nn.Module, torch.optim.Adam]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+            model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        return model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+
+    def step(model: nn.Module, adam: torch.optim.Adam) -> None:
+        images = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
+        model(images).square().sum().backward()
+        adam.step()
+        adam.zero_grad()
+
+    whole, again = start(), start()
+    step(*whole)
+    saved = Snapshot.of(whole[0], whole[0], whole[1])
+    assert all(weights.is_contiguous() for weights in saved.weights.values())
+    found = Checkpoint(path=RUN, weights=saved.weights, ema=saved.ema, optimizer=saved.optimizer, state={})
+    restore_weights(found, again[0], start()[0], again[1])
+    for weight in again[0].parameters():
+        assert again[1].state[weight]["exp_avg"].stride() == weight.stride()
+    step(*whole)
+    step(*again)
+    for one, other in zip(whole[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,3 +119,13 @@ def test_trackio_holds_scalars_and_pictures(tmp_path, monkeypatch, capsys, train
     assert evaluation["val/mean_dice"] == 0.8
     assert len(evaluation["val/fixed_images"]["_value"]) == 2
     assert "off for the rest" not in capsys.readouterr().out
+
+
+def test_wandb_that_is_switched_off_need_not_be_installed(tmp_path, monkeypatch, train_metrics):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Tracker.open(tmp_path / "run", {"tracker": ["wandb"]}, main=True, total_steps=10) as tracker:
+        tracker.log_train(train_metrics)
+    monkeypatch.delenv("WANDB_MODE")
+    with pytest.raises(UsageError, match=r"--tracker wandb: not installed; pip install wandb, or choose another"):
+        Tracker.open(tmp_path / "run", {"tracker": ["wandb"]}, main=True, total_steps=10)
