@@ -27,7 +27,7 @@ from isicdist.errors import reading
 from isicdist.metrics.pooled import POOLED_NAME, per_image_of, pool_scores
 from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.tables import show_pooled
-from isicdist.training.tracking import CONFIG_NAME
+from isicdist.run_folder import CONFIG_NAME
 from shards.errors import UsageError
 from shards.format import parse_json
 from shards.reader import ShardSet

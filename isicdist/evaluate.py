@@ -26,6 +26,7 @@ from isicdist.network.best import ModelMetadata
 from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.ensemble import Ensemble, load_ensemble
 from isicdist.network.segmenter import InputSpec, Segmenter
+from isicdist.run_folder import BEST_FOLDER, EVALUATION_FOLDER
 from isicdist.training.scoring import Metric, score
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker
 from shards import format
@@ -131,8 +132,8 @@ def evaluate(
         members=alone,
         exclusions=exclusions,
     )
-    run = runs[0].parent if runs[0].name == "best" else runs[0]  # the next best model replaces RUN/best
-    out = out or run / "evaluation" / split.name
+    run = runs[0].parent if runs[0].name == BEST_FOLDER else runs[0]  # the next best model replaces RUN/best
+    out = out or run / EVALUATION_FOLDER / split.name
     results.write(out)
     for line in mask_warnings(split):
         print(f"warning: {line}", file=sys.stderr)

@@ -37,6 +37,7 @@ from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.seen import SeenImages
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
+from isicdist.run_folder import REQUEUE_NAME
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import BackgroundWriter, Snapshot
 from isicdist.training.meter import TrainMeter
@@ -44,7 +45,7 @@ from isicdist.training.micro_batch import OomGuard, evaluation_micro_size, plan_
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
 from isicdist.training.scoring import predict_probs, validate
-from isicdist.training.state import REQUEUE_NAME, RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
+from isicdist.training.state import RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
 from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion

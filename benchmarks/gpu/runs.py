@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu.kit import ONE_STEP, Kit, kill_tree
 from benchmarks.gpu.rows import Outcome
-from isicdist.training.tracking.metrics_file import METRICS_NAME, read_metrics
+from isicdist.run_folder import METRICS_NAME
+from isicdist.training.tracking.metrics_file import read_metrics
 
 COMPILED_LIMIT = 5e-2
 """Largest difference of a compiled run that is resumed: another process may compile other kernels."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.gpu import bare
 from benchmarks.gpu.kit import ONE_STEP, Kit
 from benchmarks.gpu.rows import Outcome
-from isicdist.training.tracking.metrics_file import METRICS_NAME, read_metrics
+from isicdist.run_folder import METRICS_NAME
+from isicdist.training.tracking.metrics_file import read_metrics
 from shards.reader import ShardSet
 
 LOG_LINES = 6

@@ -23,6 +23,7 @@ from isicdist.errors import reading
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary
 from isicdist.metrics.results import PER_IMAGE_NAME
 from isicdist.metrics.summary import ResolutionScores
+from isicdist.run_folder import EVALUATION_FOLDER
 from shards.files import write_file
 from shards.format import parse_json
 from shards.tables import csv_bytes
@@ -63,7 +64,7 @@ class PooledScores:
 
 def per_image_of(runs: Path, fold: Fold) -> Path:
     """Locate the table of the held-out images of a fold."""
-    return runs / fold.run_name / "evaluation" / fold.name / PER_IMAGE_NAME
+    return runs / fold.run_name / EVALUATION_FOLDER / fold.name / PER_IMAGE_NAME
 
 
 def pool_scores(runs: Path, folds: Sequence[Fold], digest: str) -> dict[str, PooledScores]:

@@ -26,6 +26,7 @@ from isicdist.network.normalise import MEAN, STD
 from isicdist.network.seen import SeenImages
 from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
+from isicdist.run_folder import BEST_FOLDER
 from shards.format import MAX_SIZE, parse_json
 from shards.geometry import RESIZE_MODES
 from shards.reader import ShardSet
@@ -124,7 +125,7 @@ def save_best(run: Path, model: nn.Module, metadata: ModelMetadata, seen: SeenIm
 
     Raises CheckpointError when the files cannot be written; then the earlier ones are as they were.
     """
-    with checkpoint_folder(run / "best") as folder:
+    with checkpoint_folder(run / BEST_FOLDER) as folder:
         save_weights(model.state_dict(), folder / MODEL)
         if seen:
             seen.save(folder)
@@ -195,4 +196,4 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def model_folder(path: Path) -> Path | None:
     """Find the folder with model.json: `path`, or `best` in it."""
-    return next((folder for folder in (path, path / "best") if (folder / METADATA_NAME).is_file()), None)
+    return next((folder for folder in (path, path / BEST_FOLDER) if (folder / METADATA_NAME).is_file()), None)

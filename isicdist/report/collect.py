@@ -18,7 +18,8 @@ from isicdist.metrics.pooled import PooledScores, read_pooled
 from isicdist.metrics.results import PER_IMAGE_NAME, THRESHOLDS_NAME
 from isicdist.metrics.summary import SUMMARY_NAME, EvaluationSummary
 from isicdist.network.best import ModelMetadata, is_model, load_metadata
-from isicdist.training.tracking import CONFIG_NAME, METRICS_NAME, EvaluationMetrics, TrainMetrics, read_metrics
+from isicdist.run_folder import CONFIG_NAME, EVALUATION_FOLDER, METRICS_NAME
+from isicdist.training.tracking import EvaluationMetrics, TrainMetrics, read_metrics
 from shards.format import Counts, parse_json
 
 RECORDED = {"data_digest", "world_size", "mixed_precision", "batch.global_size", "model.base_channels", "model.dropout"}
@@ -246,5 +247,5 @@ class CrossValidation:
 
 def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
     """Read the evaluations of a run or of an ensemble, by split."""
-    found = [Evaluation.read(path.parent) for path in sorted((folder / "evaluation").glob(f"*/{SUMMARY_NAME}"))]
+    found = [Evaluation.read(path.parent) for path in sorted((folder / EVALUATION_FOLDER).glob(f"*/{SUMMARY_NAME}"))]
     return {evaluation.summary.split: evaluation for evaluation in found}

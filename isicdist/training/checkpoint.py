@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from isicdist.errors import CheckpointError
 from isicdist.network.best import MODEL
 from isicdist.network.weights import checkpoint_folder, file_sha256, load_weights, save_weights
+from isicdist.run_folder import CHECKPOINTS_FOLDER
 from shards.format import parse_json
 
 EMA, OPTIMIZER, STATE, MANIFEST = "ema.safetensors", "optimizer.pt", "state.json", "manifest.json"
@@ -65,7 +66,7 @@ def save(run: Path, snapshot: Snapshot, state: dict[str, Any], *, keep: int) -> 
     Later ones stay, which are damaged or the run would not be here. `state` has the step, and what else
     `TrainState.to_json` gives. Raises CheckpointError when it cannot be written.
     """
-    path = run / "checkpoints" / f"step-{state['step']:08d}"
+    path = run / CHECKPOINTS_FOLDER / f"step-{state['step']:08d}"
     with checkpoint_folder(path) as folder:
         save_weights(snapshot.weights, folder / MODEL)
         save_weights(snapshot.ema, folder / EMA)
@@ -75,7 +76,7 @@ def save(run: Path, snapshot: Snapshot, state: dict[str, Any], *, keep: int) -> 
             json.dumps({name: file_sha256(folder / name) for name in HASHED_FILES}, indent=1)
         )
     steps = _steps(run)
-    half_written = (run / "checkpoints").glob(".step-*")  # by a process that was killed
+    half_written = (run / CHECKPOINTS_FOLDER).glob(".step-*")  # by a process that was killed
     for old in (*steps[steps.index(path) + keep :], *half_written):
         shutil.rmtree(old)
 
@@ -164,4 +165,4 @@ def _load_optimizer(path: Path) -> dict[str, Any]:
 
 
 def _steps(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    return sorted((run / CHECKPOINTS_FOLDER).glob("step-*"), reverse=True)

@@ -22,6 +22,7 @@ from isicdist.data.stream import StreamState
 from isicdist.distributed.environment import recorded
 from isicdist.distributed.launch import computes_tf32
 from isicdist.errors import CheckpointError, StoppedError
+from isicdist.run_folder import BEST_FOLDER, LOCK_NAME, REQUEUE_NAME
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import Checkpoint
 from isicdist.training.optim import EarlyStopping
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 FIXED_SETTINGS = ("data_digest", "seed", "fold", "model")
 """Keys of the run record, or sections of it, that must stay as they were when a run is resumed."""
-REQUEUE_NAME = "REQUEUE"
 """File in the run's folder while a run that a signal stopped waits to be started again."""
 MAY_DIFFER = ("tf32", "device", "environment")
 """Keys of the run record, or sections of it, that need not be the same on every rank."""
@@ -143,7 +143,7 @@ class RunLock(FolderLock):
     def __init__(self, run: Path) -> None:
         """Prepare the lock of the folder `run`."""
         in_use = f"{run}: another process trains in it; wait for its end or give another --run"
-        super().__init__(run / ".lock", in_use)
+        super().__init__(run / LOCK_NAME, in_use)
 
 
 def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator, lock: RunLock) -> Checkpoint | None:
@@ -171,7 +171,7 @@ def find_checkpoint(run: Path, record: RunRecord, accelerator: Accelerator, lock
 def _choose(run: Path, record: RunRecord) -> Checkpoint | None:
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (run / REQUEUE_NAME).exists():
         raise StoppedError(f"{run}: stopped by a signal in this launch, which --max_restarts does not undo")
-    recover_folder(run / "best")
+    recover_folder(run / BEST_FOLDER)
     found = checkpoint.newest(run, lambda damaged: print(f"warning: {damaged}"))
     if found:
         if record.config.resume == "never":

@@ -16,7 +16,7 @@ from isicdist.crossval import commands
 from isicdist.errors import CheckpointError
 from isicdist.metrics.pooled import pool_scores
 from isicdist.metrics.results import PER_IMAGE_NAME
-from isicdist.training.tracking import CONFIG_NAME
+from isicdist.run_folder import CONFIG_NAME
 from shards.reader import ShardSet
 
 FLAGS = ("--epochs", "1", "--model.base-channels", "4", "--batch.global-size", "8", "--tracker", "none")

@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from isicdist.run_folder import CONFIG_NAME, METRICS_NAME
 from isicdist.training.tracking.console_log import ConsoleLog
 from isicdist.training.tracking.dashboards import (
-    CONFIG_NAME,
     DEFAULT_TRACKERS,
     check_installed,
     join_dashboards,
@@ -34,13 +34,11 @@ from isicdist.training.tracking.events import (
     TrainMetrics,
 )
 from isicdist.training.tracking.live_display import LiveDisplay
-from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile, read_metrics
+from isicdist.training.tracking.metrics_file import MetricsFile, read_metrics
 from isicdist.training.tracking.wandb_log import resolve_wandb_mode
 from shards.files import remove_temporary_files, write_file
 
 __all__ = [
-    "CONFIG_NAME",
-    "METRICS_NAME",
     "EvaluationDetails",
     "EvaluationMetrics",
     "RunState",

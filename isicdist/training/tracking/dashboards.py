@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from isicdist.config import TrainConfig
+from isicdist.run_folder import CONFIG_NAME
 from isicdist.training.tracking.client import Client, one_line
 from isicdist.training.tracking.events import Details, EvaluationMetrics, Note, RunState, Sink, TrainMetrics
 from shards.errors import UsageError
 from shards.format import parse_json
 
-CONFIG_NAME = "config.json"
 DEFAULT_TRACKERS = TrainConfig.tracker
 """Dashboards of a run whose config names none: one of version 0.1."""
 

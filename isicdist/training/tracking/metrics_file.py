@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from isicdist.errors import CheckpointError, TrainingError
+from isicdist.run_folder import METRICS_NAME
 from isicdist.training.tracking.events import Details, EvaluationMetrics, RunState, Sink, TrainMetrics
 from shards.files import name_in_errors, write_file
 from shards.format import parse_json
-
-METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsFile(Sink):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from isicdist.run_folder import BEST_FOLDER
 from isicdist.training.tracking.client import Client, Position, Values, one_line, read_or_write_id
 from isicdist.training.tracking.events import EvaluationDetails, Note, RunState
 
@@ -61,7 +62,7 @@ class WandbLog(Client):
             mode, reason = "offline", f"online failed: {one_line(error)}"
             started = _init(run, config, mode)
         note(f"wandb: {started.url}" if mode == "online" else f"wandb: {mode} ({reason}); in {run / 'wandb'}")
-        return cls(started, run / "best" if config.get("log_model") == "best" and not joins else None)
+        return cls(started, run / BEST_FOLDER if config.get("log_model") == "best" and not joins else None)
 
     def log_scalars(self, position: Position, values: Values) -> None:
         """Log numbers by step, epoch and samples."""
@@ -93,7 +94,9 @@ class WandbLog(Client):
     def _log_model(self, best: Path) -> None:
         import wandb
 
-        metadata = json.loads((best / "model.json").read_bytes())
+        from isicdist.network.best import METADATA_NAME
+
+        metadata = json.loads((best / METADATA_NAME).read_bytes())
         artifact = wandb.Artifact(f"best-{self._wandb_run.id}", type="model", metadata=metadata)
         for file in sorted(best.iterdir()):  # `add_dir` prints
             artifact.add_file(str(file))

@@ -14,9 +14,9 @@ from torch import nn
 
 from isicdist.config import OptimConfig, TrainConfig
 from isicdist.errors import StoppedError
+from isicdist.run_folder import REQUEUE_NAME
 from isicdist.training.checkpoint import Checkpoint, Snapshot
 from isicdist.training.state import (
-    REQUEUE_NAME,
     RunLock,
     RunRecord,
     changed_settings,

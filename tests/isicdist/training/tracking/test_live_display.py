@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from isicdist.run_folder import METRICS_NAME
 from isicdist.training.tracking.live_display import LiveDisplay
-from isicdist.training.tracking.metrics_file import METRICS_NAME, MetricsFile
+from isicdist.training.tracking.metrics_file import MetricsFile
 from shards.command_line import REDRAWN_ROWS, create_app, run_app
 from shards.errors import ToolkitError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from isicdist.errors import CheckpointError, TrainingError
-from isicdist.training.tracking import METRICS_NAME, EvaluationMetrics, read_metrics
+from isicdist.run_folder import METRICS_NAME
+from isicdist.training.tracking import EvaluationMetrics, read_metrics
 from isicdist.training.tracking.metrics_file import MetricsFile
 
 
