@@ -43,11 +43,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from isicdist.config import AugmentConfig, BatchConfig, OptimConfig, TrainConfig, load_recipe
+from isicdist.config import AugmentConfig, BatchConfig, OptimConfig, TrainConfig
 from isicdist.distributed import launch as processes
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.unet import ImprovedUNet
+from isicdist.settings_file import load_recipe
 from isicdist.train import train
 from shards.reader import ShardSet
 

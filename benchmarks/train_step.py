@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isicdist.config import AugmentConfig, TrainConfig, load_recipe
+from isicdist.config import AugmentConfig, TrainConfig
 from isicdist.data.augment import augment
 from isicdist.distributed.launch import disable_malloc_trim
 from isicdist.network.cpu_precision import faster_cpu_precision
@@ -31,6 +31,7 @@ from isicdist.network.dropout import KeyedDropout
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.unet import ContextModule, ImprovedUNet, NormAct
+from isicdist.settings_file import load_recipe
 from isicdist.training.optim import Ema
 
 Step = Callable[[], object]

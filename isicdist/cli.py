@@ -11,7 +11,8 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from isicdist import __version__
-from isicdist.config import Fold, TrainConfig, Tta, load_file, load_recipe
+from isicdist.config import Fold, TrainConfig, Tta
+from isicdist.settings_file import load_file, load_recipe
 from shards.command_line import create_app, run_app
 from shards.errors import UsageError
 

@@ -6,7 +6,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from isicdist.config import did_you_mean
+from isicdist.settings_file import did_you_mean
 from shards.errors import UsageError
 from shards.files import write_file
 

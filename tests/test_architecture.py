@@ -23,7 +23,7 @@ BELOW = {
     "isicdist.training": [*(f"isicdist.{wing}" for wing in WINGS), "isicdist foundation"],
 }
 ROOMS = {f"shards.{name}": "shards contract" for name in CONTRACT}
-ROOMS |= {f"isicdist.{name}": "isicdist foundation" for name in ("config", "errors", "run_folder")}
+ROOMS |= {f"isicdist.{name}": "isicdist foundation" for name in ("config", "settings_file", "errors", "run_folder")}
 
 
 def room(module: str) -> str:

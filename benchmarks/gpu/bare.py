@@ -26,11 +26,12 @@ import torch
 
 from benchmarks.gpu.rows import Outcome, emit_rows
 from benchmarks.train_step import channels_last, plain_dropout
-from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig, load_recipe
+from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, Precision, TrainConfig
 from isicdist.data import augment as augmentation
 from isicdist.data.stream import Batch, Step
 from isicdist.distributed.gradients import Gradients
 from isicdist.network.unet import ImprovedUNet
+from isicdist.settings_file import load_recipe
 from isicdist.train import Trainer
 
 ROUNDS = 3

@@ -28,7 +28,7 @@ import isicdist.train
 from benchmarks.gpu.bare import BareStep
 from benchmarks.gpu.rows import Outcome, emit_rows
 from benchmarks.train_step import channels_last
-from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, OptimConfig, TrainConfig, load_recipe
+from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, OptimConfig, TrainConfig
 from isicdist.data.augment import augment
 from isicdist.data.order import BatchPlan
 from isicdist.data.stream import Batch, Step, Stream
@@ -39,6 +39,7 @@ from isicdist.network.dropout import keyed_keep
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import to_unit
 from isicdist.network.unet import ContextModule, ConvBeforeNorm, ImprovedUNet, UpSampling
+from isicdist.settings_file import load_recipe
 from isicdist.train import Trainer
 from shards.reader import ShardSet
 

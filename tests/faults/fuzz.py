@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isicdist.config import parse_settings
 from isicdist.errors import CheckpointError
 from isicdist.network.best import METADATA_NAME, MODEL, load_metadata
 from isicdist.network.weights import load_weights
+from isicdist.settings_file import parse_settings
 from isicdist.training.tracking.metrics_file import read_metrics
 from shards import codecs, format
 from shards.errors import ShardSetError, SourceError, ToolkitError

@@ -393,7 +393,7 @@ def models(root: Path, folder: Path) -> Iterator[Case]:
 
 def configs(root: Path, folder: Path) -> Iterator[Case]:
     """Config files: TOML that explodes, values of other types."""
-    from isicdist.config import load_file
+    from isicdist.settings_file import load_file
 
     texts = {
         "nested": "epochs = " + "[" * 100_000,

@@ -10,18 +10,8 @@ from typing import Any
 import pytest
 
 from isicdist import cli, config
-from isicdist.config import (
-    AugmentConfig,
-    BatchConfig,
-    ModelConfig,
-    OptimConfig,
-    StreamConfig,
-    TrainConfig,
-    load_file,
-    load_recipe,
-    parse_settings,
-    recipes,
-)
+from isicdist.config import AugmentConfig, BatchConfig, ModelConfig, OptimConfig, StreamConfig, TrainConfig
+from isicdist.settings_file import load_file, load_recipe, parse_settings, recipes
 from shards.errors import UsageError
 
 
