@@ -37,7 +37,7 @@ app = create_app(
     name="isicdist",
     help="Train, score and use a skin-lesion segmentation network. Make the data with `isic-shards build`.",
     version=__version__,
-    config=_settings,
+    config=[_settings],
 )
 
 

@@ -6,17 +6,20 @@ import codecs
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 
 from shards.errors import ToolkitError, UsageError
 from shards.urls import without_password
 
+Config = Callable[[App, tuple[str, ...], ArgumentCollection], None]
+"""Function of cyclopts that may check the arguments of a command, or add to them."""
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as of a shell
 _SPELL_OUT = "isicdist.spell-out"  # an error handler of Python's encoders
 _ASCII = {"×": "x", "µ": "u", "·": ",", "–": "-", "…": "...", "°": " degrees"}
@@ -25,10 +28,13 @@ REDRAWN_ROWS = 8
 another rank on the same terminal ends in as many empty lines, or it would be erased."""
 
 
-def create_app(*, name: str, help: str, **options: Any) -> App:
-    """Make a cyclopts app for `run_app`, with a `--debug` flag that every command takes. `options`: those of `App`."""
+def create_app(*, name: str, help: str, config: Sequence[Config] = (), **options: Any) -> App:
+    """Make a cyclopts app for `run_app`, with a `--debug` flag that every command takes.
+
+    `config`: functions that see the arguments before they are converted; `options`: others of `App`.
+    """
     # Ctrl-C reaches `_exit_code`, which explains it in one line.
-    app = App(name=name, help=help, suppress_keyboard_interrupt=False, **options)
+    app = App(name=name, help=help, suppress_keyboard_interrupt=False, config=(_check_integers, *config), **options)
 
     @app.meta.default
     def launch(  # pyright: ignore[reportUnusedFunction]  registered by the decorator
@@ -45,6 +51,15 @@ def create_app(*, name: str, help: str, **options: Any) -> App:
         return _exit_code(lambda: _parse_and_run(app, tokens, name), debug=debug)
 
     return app
+
+
+def _check_integers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raise UsageError for a fraction where a whole number is wanted: cyclopts would round it."""
+    for argument in arguments:
+        kinds = (argument.hint, *get_args(argument.hint))
+        for token in argument.tokens if int in kinds and float not in kinds else []:
+            if re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", token.value):
+                raise UsageError(f"{token.keyword} {token.value}: give a whole number")
 
 
 def run_app(app: App, arguments: Sequence[str]) -> NoReturn:

@@ -49,6 +49,8 @@ def test_train_explains_every_setting(capsys):
         (("report",), "run"),
         (("train", "--data", "set"), "--run"),
         (("synth", "--out", "x", "--samples", "many"), "many"),
+        (("synth", "--out", "x", "--samples", "2.5"), "--samples 2.5: give a whole number"),
+        (("train", "--data", "set", "--run", "x", "--batch.micro-size", "1.5"), "--batch.micro-size 1.5: give a whole"),
         (("predict", "--checkpoint", "a", "--images", "b", "--out", "c", "--threshold", "1"), "--threshold"),
     ],
 )
