@@ -244,7 +244,7 @@ class Stream:
                 yield Step(
                     start=self.state_dict(), samples=samples, micro_batches=self._micro_batches(batches, samples)
                 )
-            if not self.consumed:
+            if not self.consumed and not self.split.cached_set:  # whose batches end with the epoch
                 self._next_epoch = batches
         finally:
             if batches is not self._next_epoch:

@@ -20,6 +20,8 @@ from isicdist.errors import CheckpointError
 from shards import format, layout
 from shards.errors import CorruptShardError, UsageError
 from shards.reader import ShardSet, Split
+from shards.remote.cache import NodeCache
+from tests.faults.servers import serve
 
 
 @pytest.fixture
@@ -317,3 +319,12 @@ def test_the_steps_that_are_left_are_those_of_the_epochs_that_are_left(split):
             assert stream.steps_left(3) == left
             list(next(steps))
         assert stream.steps_left(0) == 0
+
+
+def test_every_epoch_of_a_remote_set_reads_every_sample_once(shard_set, tmp_path):
+    with serve(shard_set) as server:
+        split = ShardSet.open(server.url, NodeCache(root=tmp_path)).split("train")
+        with open_stream(split) as stream:
+            for epoch in range(3):
+                assert stream.epoch_number == epoch
+                assert real(read(stream, "epoch")) == epoch_order(split, 5, epoch).tolist()
