@@ -39,10 +39,13 @@ def train(*words: str) -> int:
         (StreamConfig, "stream.workers", 0, "at least 1 thread"),
         (StreamConfig, "stream.prefetch", 0, "at least 1 micro batch"),
         (StreamConfig, "stream.window", -1, "or 0 for all"),
+        (StreamConfig, "stream.cache_size", -1, "or 0 for all"),
         (ModelConfig, "model.base_channels", 0, "the paper has 16"),
         (ModelConfig, "model.dropout", 1.0, "a share from 0 to below 1"),
         (OptimConfig, "optim.lr", 0.0, "give a positive rate"),
         (OptimConfig, "optim.lr", float("nan"), "give a positive rate"),
+        (OptimConfig, "optim.lr", float("inf"), "give a positive rate"),
+        (OptimConfig, "optim.ema_decay", 1.0, "from 0 to below 1"),
         (OptimConfig, "optim.weight_decay", -1.0, "give 0 or more"),
         (OptimConfig, "optim.clip_norm", float("inf"), "give 0 or more"),
         (OptimConfig, "optim.bce_weight", -0.5, "give 0 or more"),
@@ -53,10 +56,18 @@ def train(*words: str) -> int:
         (AugmentConfig, "augment.contrast", (0.0, 1.0), "two positive numbers"),
         (AugmentConfig, "augment.gamma", (0.5, float("inf")), "two positive numbers"),
         (AugmentConfig, "augment.brightness", -0.1, "a shift from 0 to 1"),
+        (AugmentConfig, "augment.hue", 181.0, "degrees from 0 to 180"),
+        (AugmentConfig, "augment.saturation", (0.0, 1.0), "two positive numbers"),
         (TrainConfig, "seed", -1, "a number from 0"),
+        (TrainConfig, "seed", 2**63, "to below 2^63"),
         (TrainConfig, "epochs", 0, "give at least 1"),
         (TrainConfig, "keep", 0, "give at least 1"),
         (TrainConfig, "log_every", 0, "give at least 1"),
+        (TrainConfig, "timeout", 0, "give at least 1"),
+        (TrainConfig, "timeout", 32 * 24 * 3600, "which is a month"),
+        (TrainConfig, "patience", -1, "give 0 or more"),
+        (TrainConfig, "max_nonfinite_steps", -1, "give 0 or more"),
+        (TrainConfig, "checkpoint_min_seconds", -1, "give 0 or more"),
         (TrainConfig, "steps", -1, "or 0"),
         (TrainConfig, "eval_every", -1, "or 0"),
         (TrainConfig, "checkpoint_every", -1, "or 0"),
@@ -92,6 +103,12 @@ def test_dashboards_are_named_once_or_not_at_all(tracker):
         ("batch = 3", "mine.toml: batch is a section"),
         ("[epochs]\nn = 3", "mine.toml: epochs is a value, not a section"),
         ("epochs: 3", "mine.toml: not TOML: "),
+        ("epochs = true", "mine.toml: epochs is True: give a whole number"),
+        ("[optim]\nlr = true", "mine.toml: optim.lr is True: give a number"),
+        (".".join("a" * 31) + " = 1", "mine.toml: not a config (more than "),
+        ("#" * 100_001, "mine.toml: not a config (more than "),
+        ("seed = " + "9" * 5000, "mine.toml: not TOML: "),
+        ("seed = " + "[" * 5000, "mine.toml: not TOML: "),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(text, said):
@@ -183,3 +200,8 @@ def test_every_field_is_documented():
 def test_no_recipe_is_left_out_of_the_package():
     folder = Path(inspect.getfile(config)).parent / "recipes"
     assert recipes() == sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def test_an_empty_folder_for_decoded_samples_is_not_the_one_we_are_in():
+    with pytest.raises(UsageError, match=r"stream\.decoded_cache is empty: give auto, off or a folder"):
+        StreamConfig(decoded_cache="")

@@ -143,3 +143,9 @@ def test_the_mean_of_an_ensemble_is_exported_as_one_file(runs, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
     (probs,) = session.run(["probabilities"], {"images": images})
     np.testing.assert_allclose(probs, load_ensemble([runs])(torch.from_numpy(images)).numpy(), atol=2e-5, rtol=0)
+
+
+def test_an_ensemble_is_the_same_in_any_order_of_its_runs(runs):
+    one, other = runs / "fold-1", runs / "fold-2"
+    assert load_ensemble([one, other]).identity() == load_ensemble([other, one]).identity()
+    assert load_ensemble([one]).identity() != load_ensemble([other]).identity()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def changed(index: bytes, path: str, value: Any) -> bytes:
         ("splits.train.shards.0.name", "../other/000000.tar"),
         ("splits.train.shards.0.bytes", -1),
         ("splits.train.shards.0.samples", "7"),
+        ("splits.train.shards.0.samples", True),
+        (
+            "splits",
+            {"a-b": {"samples": 0, "table": {"name": "samples-a-b.npy", "bytes": 0, "sha256": ""}, "shards": []}},
+        ),
         ("splits.train.shards", ...),
         ("counts", None),
         ("counts.packed", ...),
@@ -80,7 +86,10 @@ def test_another_version_is_refused_with_both_named(index: bytes, path: str, val
 def test_an_index_that_was_edited_or_cut_is_refused(index: bytes):
     with pytest.raises(CorruptShardError, match="does not have its digest"):
         Index.parse(index.replace(b'"seed":0', b'"seed":1'), "here")
-    for text in (b"", b"[1]", index[:-20]):
+    packed = re.sub(rb'"packed":\d+', b'"packed":2', index)
+    with pytest.raises(CorruptShardError, match="does not have its digest"):
+        Index.parse(packed, "here")
+    for text in (b"", b"[1]", index[:-20], b"[" * 100_000):
         with pytest.raises(ShardSetError, match="not the index of a shard set"):
             Index.parse(text, "here")
 
@@ -122,3 +131,19 @@ def test_what_is_no_picture_is_a_plain_error():
 def test_a_name_that_is_no_utf_8_survives_json():
     name = b"bad\xff.jpg".decode(errors="surrogateescape")
     assert json.loads(format.canonical_json([name, "ä"])) == [name, "ä"]
+
+
+def test_a_table_names_no_shard_beyond_the_last():
+    table = np.zeros(2, format.sample_dtype(1))
+    table["key"], table["shard"] = [b"a", b"b"], [0, 1]
+    data = io.BytesIO()
+    np.save(data, table)
+    assert len(format.parse_table(data.getvalue(), 2)) == 2
+    with pytest.raises(ValueError, match="shard 1 of 1"):
+        format.parse_table(data.getvalue(), 1)
+
+
+def test_a_key_ends_with_its_last_letter():
+    assert format.KEY_PATTERN.match("ISIC_1")
+    for key in ("", "ISIC_1\n", "ISIC.1", "a" * 81):
+        assert not format.KEY_PATTERN.match(key)

@@ -63,3 +63,12 @@ def test_an_outline_is_within_its_width_of_the_boundary(width):
 
 def test_an_empty_mask_has_no_outline():
     assert not mask_outline(np.zeros((9, 9), dtype=bool), 2).any()
+
+
+def test_a_narrow_picture_keeps_a_pixel_and_half_a_pixel_is_lesion():
+    assert ResizePlan.of("pad", 10, 4000, 64).target == (0, 31, 64, 32)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, ::2] = 1
+    assert ResizePlan.of("stretch", 128, 128, 64).resize_mask(mask).all()
+    mask[::2, ::2] = 0
+    assert not ResizePlan.of("stretch", 128, 128, 64).resize_mask(mask).any()

@@ -287,3 +287,73 @@ def test_a_disk_that_fails_in_the_middle_costs_only_the_cache(split, tmp_path, d
 def test_images_of_their_own_sizes_are_not_kept(split, tmp_path):
     with pytest.raises(UsageError, match="differ in size"):
         DecodedCache(dataclasses.replace(split, size=None), tmp_path)
+
+
+def test_a_file_that_was_cut_and_grown_again_is_filled_again(split, tmp_path, decodes):
+    """As by a job that evicts nothing, but opens the file after it was cut: what was lost is a hole now."""
+    without = read_epoch(split, None)
+    cache = DecodedCache(split, tmp_path)
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+    decodes.clear()
+    os.truncate(cache.path, 4 * decoded.record_bytes(64))
+    os.truncate(cache.path, len(split) * decoded.record_bytes(64))
+    assert read_epoch(split, cache) == without
+    assert decodes == Counter(range(4, len(split)))
+
+
+def test_a_record_that_was_written_in_part_is_not_read(split, tmp_path, decodes, monkeypatch):
+    """A disk with room for half of it says so by the number of bytes."""
+    without = read_epoch(split, None)
+    pwritev = os.pwritev
+    cache = DecodedCache(split, tmp_path)
+
+    def half(file: int, buffers: list, offset: int) -> int:
+        return pwritev(file, [buffers[0], bytes(buffers[1])[: 64 * 64]], offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwritev", half)
+        assert read_epoch(split, cache) == without
+    for _ in range(2):
+        assert read_epoch(split, cache) == without
+
+
+@pytest.mark.parametrize("place", [8, 8 + 3 * 64 * 64, 8 + 4 * 64 * 64 - 1])
+def test_every_byte_of_image_and_mask_is_verified(split, tmp_path, decodes, place):
+    without = read_epoch(split, None)
+    cache = DecodedCache(split, tmp_path)
+    read_epoch(split, cache)
+    data = bytearray(cache.path.read_bytes())
+    data[2 * decoded.record_bytes(64) + place] ^= 1
+    cache.path.write_bytes(data)
+    decodes.clear()
+    assert read_epoch(split, DecodedCache(split, tmp_path)) == without
+    assert decodes == Counter([2])
+
+
+def test_the_file_is_the_user_s_own(split, tmp_path):
+    cache = DecodedCache(split, tmp_path)
+    assert cache.path.stat().st_mode & 0o077 == 0
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    linked = dataclasses.replace(split, digest="linked")
+    (tmp_path / cache.path.name.replace(split.digest[:32], "linked")).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        DecodedCache(linked, tmp_path)
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_nothing_more_is_written_once_the_disk_or_the_quota_is_full(split, tmp_path, monkeypatch, capsys, number):
+    tried: list[int] = []
+
+    def full(file: int, buffers: list, offset: int) -> int:
+        tried.append(offset)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwritev", full)
+    cache = DecodedCache(split, tmp_path)
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    for index in range(4):
+        cache.read(index, image, mask)
+    assert len(tried) == 1
+    assert "the disk is full" in capsys.readouterr().err

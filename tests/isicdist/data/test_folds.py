@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from isicdist.config import Fold, TrainConfig
-from isicdist.data.folds import fold_number, open_fold
+from isicdist.data import folds
+from isicdist.data.folds import fold_number, open_fold, open_folds
 from shards.build import BuildOptions, build
 from shards.errors import ShardSetError, UsageError
 from shards.reader import ShardSet, Split
@@ -110,3 +111,21 @@ def test_a_model_of_the_val_split_has_seen_the_images_of_folds(shard_set):
 
     with pytest.raises(UsageError, match="trained without --fold, so that it has seen images of fold_1_of_5"):
         evaluate(run, str(shard_set), Fold.parse("1/5"))
+
+
+def test_every_fold_is_checked_for_images_to_train_on_and_to_hold_out(shard_set, monkeypatch):
+    shards = ShardSet.open(shard_set)
+    monkeypatch.setattr(folds, "fold_number", lambda group, count: 1)
+    with pytest.raises(UsageError, match=r"fold 1/2 has none of its .* images to train on"):
+        open_folds(shards, [Fold(number=1, count=2)])
+    monkeypatch.setattr(folds, "fold_number", lambda group, count: 1 + int(group[-1]) % 2)
+    open_folds(shards, Fold(number=1, count=2).all)
+    with pytest.raises(UsageError, match=r"fold 3/3 has none of its .* images to hold out"):
+        open_folds(shards, Fold(number=1, count=3).all)
+
+
+def test_a_set_without_val_has_folds_too(archive, tmp_path):
+    build(str(archive[0]), str(archive[1]), tmp_path / "set", BuildOptions(size=32, split="train=0.7,test=0.3"))
+    shards = ShardSet.open(tmp_path / "set")
+    held_out = [key for _, split in folds_of(shards, 2) for key in keys(split)]
+    assert sorted(held_out) == sorted(keys(shards.split("train")))

@@ -106,3 +106,29 @@ def test_keys_differ_by_every_argument_and_uniforms_are_uniform():
     histogram = np.stack([np.histogram(lane, bins=20, range=(0, 1))[0] for lane in u.T])
     assert (abs(histogram - 1000) < 5 * 1000**0.5).all()
     assert (abs(np.corrcoef(u.T) - np.eye(5)) < 0.04).all()
+
+
+def test_the_windows_of_the_first_release_do_not_change():
+    index = FakeIndex([3, 2, 0, 3, 2])
+    assert epoch_order(index, 0, 0, 2).tolist() == [8, 4, 3, 9, 6, 5, 7, 1, 0, 2]
+    assert epoch_order(index, 0, 1, 2).tolist() == [0, 2, 1, 4, 3, 8, 9, 5, 6, 7]
+
+
+def test_windows_hold_other_shards_each_epoch_and_are_shuffled_like_the_whole_set():
+    counts = np.full(24, 30)
+    shard_of, index = np.repeat(np.arange(24), counts), FakeIndex(counts.tolist())
+    first_windows = set()
+    for epoch in range(8):
+        whole, windowed = (epoch_order(index, 0, epoch, window) for window in (None, 4))
+        for start in range(0, 720, 120):
+            window = windowed[start : start + 120]
+            assert len(set(shard_of[window])) == 4  # the last window is the one that may be smaller
+            assert window.tolist() == [sample for sample in whole if sample in set(window)]
+        first_windows.add(frozenset(shard_of[windowed[:120]].tolist()))
+    assert len(first_windows) == 8
+
+
+@pytest.mark.parametrize("name", ["global_size", "micro_size", "world_size"])
+def test_each_number_of_a_plan_is_at_least_1(name):
+    with pytest.raises(ValueError, match=f"{name} is 0: it must be at least 1"):
+        BatchPlan(**{"global_size": 4, "micro_size": 2, "world_size": 1, name: 0})

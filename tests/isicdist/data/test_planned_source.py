@@ -76,3 +76,12 @@ def test_a_planned_sample_is_what_webdataset_reads_from_the_tar(split):
                 assert planned[sample["__key__"]] == {name: sample[name] for name in sample if name != "__local_path__"}
                 count += 1
     assert count == len(planned) == len(split)
+
+
+def test_a_planned_pass_says_how_far_it_has_come(split, monkeypatch):
+    said: list[int] = []
+    monkeypatch.setattr(Split, "start_pass", lambda self, order: said.append)
+    plan = BatchPlan(global_size=6, micro_size=3, world_size=1)
+    assert len(list(PlannedSource(split, plan, 0))) == len(split)
+    steps = -(-len(split) // 6)
+    assert said == [*(6 * step for step in range(steps) for _ in range(2)), len(split)]

@@ -328,3 +328,45 @@ def test_every_epoch_of_a_remote_set_reads_every_sample_once(shard_set, tmp_path
             for epoch in range(3):
                 assert stream.epoch_number == epoch
                 assert real(read(stream, "epoch")) == epoch_order(split, 5, epoch).tolist()
+
+
+def test_a_stream_with_a_window_reads_window_by_window(split):
+    with open_stream(split, window=2) as stream:
+        stream.epoch_number = 1
+        assert real(read(stream, "epoch")) == epoch_order(split, 5, 1, 2).tolist()
+
+
+def test_a_pass_says_how_far_it_has_come(split, monkeypatch):
+    """For a remote set, whose shards are fetched and released by it."""
+    said: list[int] = []
+    monkeypatch.setattr(Split, "start_pass", lambda self, order: said.append)
+    with open_stream(split, global_size=6, micro=3) as stream:
+        list(stream.sequential_pass())
+        assert said == [0, *(6 * step for step in range(stream.steps_per_epoch) for _ in range(2)), len(split)]
+        said.clear()
+        stream.load_state_dict({**stream.state_dict(), "consumed": 12})
+        next(stream.epoch())
+        assert said[0] == 12
+
+
+def test_the_epochs_of_a_remote_set_are_planned_one_at_a_time(shard_set, tmp_path):
+    """The shards of the next one would take the room of those that are still read."""
+    with serve(shard_set) as server:
+        split = ShardSet.open(server.url, NodeCache(root=tmp_path)).split("train")
+        planned: list[np.ndarray] = []
+        start_pass = split.start_pass
+        split.start_pass = lambda order: planned.append(order) or start_pass(order)  # pyright: ignore
+        with open_stream(split, prefetch=4) as stream:
+            read(stream, "epoch")
+            assert [order.tolist() for order in planned] == [epoch_order(split, 5, 0).tolist()]
+
+
+def test_the_samples_of_a_step_are_named_from_its_start(split):
+    with open_stream(split, window=2) as stream:
+        for number in (0, 1):
+            starts, keys = [], []
+            for step in stream.steps():
+                starts.append(step.start)
+                keys.append([split.key(index) for batch in step for index in batch.indices[batch.valid].tolist()])
+            assert stream.epoch_number == number + 1
+            assert [stream.step_sample_names(start) for start in starts] == keys

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from accelerate import Accelerator
 
+from isicdist.distributed import compare_ranks as module
 from isicdist.distributed.compare_ranks import RankReport, compare_ranks, difference
+from isicdist.errors import TrainingError
 from shards.errors import ShardSetError
 
 ADVICE = "; give all machines the same command, data and versions"
@@ -31,6 +36,10 @@ def reports(*facts: dict[str, object]) -> list[RankReport]:
         (
             [dict.fromkeys("abcdef", 0), dict.fromkeys("abcdef", 1)],
             "; ".join(f"{name} is 1 on rank 1 (node-0), 0 on the others" for name in "abcd") + "; and 2 more",
+        ),
+        (
+            [dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 1)],
+            "; ".join(f"{name} is 1 on rank 1 (node-0), 0 on the others" for name in "abcd"),
         ),
     ],
 )
@@ -65,3 +74,18 @@ def test_every_rank_prints_the_same_line_when_one_has_another_setting_or_no_data
         assert len({line for _, _, line in errors}) == 1
         assert said in errors[0][2]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [ShardSetError("nowhere"), PermissionError("no rights")])
+def test_an_error_is_raised_on_every_rank_and_as_it_is_where_all_have_it(monkeypatch, error):
+    """A rank that raised it alone would leave the others waiting."""
+    both = cast(Accelerator, SimpleNamespace(num_processes=2))
+    well, badly = (RankReport(host="b", facts={}, error=said) for said in (None, str(error)))
+    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, well])
+    with pytest.raises(TrainingError, match=rf"^rank 0 \(.*\): {error}$"), compare_ranks(both):
+        raise error
+    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, badly])
+    with pytest.raises(TrainingError, match=rf"^rank 1 \(b\): {error}$"), compare_ranks(both):
+        pass
+    with pytest.raises(type(error), match=f"^{error}$"), compare_ranks(both):
+        raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -55,3 +56,16 @@ def test_the_loss_that_is_returned_outlives_the_step():
     loss = gradients.all_reduce()
     gradients.zero()
     assert loss == 2
+
+
+@pytest.mark.parametrize(("length", "max_norm", "clipped"), [(5.0, 1.0, 1.0), (0.5, 1.0, 0.5), (5.0, 0.0, 5.0)])
+def test_a_long_gradient_is_clipped_and_a_short_one_is_not_changed(length, max_norm, clipped):
+    weight = nn.Parameter(torch.zeros(2))
+    gradients = Gradients([weight], Accelerator(cpu=True))
+    weight.grad = torch.tensor([0.6, 0.8]) * length
+    gradients.add_micro_batch(torch.tensor(100.0))  # which lies beside it, and is no part of it
+    gradients.all_reduce()
+    norm = gradients.clip(max_norm, torch.optim.SGD([weight]))
+    assert norm.item() == pytest.approx(length)
+    assert weight.grad is not None
+    assert weight.grad.norm().item() == pytest.approx(clipped, rel=1e-5)

@@ -181,3 +181,43 @@ def test_only_a_process_with_a_launcher_ends_with_it():
         assert signal_of_this_process() == LAUNCHER_GONE
     finally:
         ctypes.CDLL(None).prctl(1, 0)
+
+
+def test_fp16_on_a_cpu_is_refused():
+    launched = LaunchEnvironment(world_size=1, local_world_size=1, use_cpu=True, mixed_precision="fp16")
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        launch._check_devices(launched, cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cores", "ranks", "threads"),
+    [("auto", "cpu", 64, "1", 2), ("auto", "cuda", 64, "2", 8), ("auto", "cuda", 4, "4", 2), (5, "cuda", 64, "1", 5)],
+)
+def test_decoding_threads_share_the_cores_of_a_machine(monkeypatch, asked, device, cores, ranks, threads):
+    monkeypatch.setattr(launch, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert launch.decoding_threads(asked, torch.device(device)) == threads
+
+
+def test_tf32_is_what_the_environment_says(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert launch.computes_tf32(torch.device("cuda"))
+    assert not launch.computes_tf32(torch.device("cpu"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert not launch.computes_tf32(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("timeout", [600, 601])
+def test_the_timeout_reaches_the_process_group(monkeypatch, timeout):
+    """accelerate leaves out what is equal to its default, 600 s, and torch has another one for NCCL."""
+    given = {}
+
+    def started(**options: object) -> None:
+        given.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(launch, "PartialState", started)
+    with pytest.raises(InterruptedError):
+        launch.start(timeout)
+    assert timeout <= given["timeout"].total_seconds() < timeout + 1

@@ -99,3 +99,12 @@ def test_pairing_shows_a_small_difference_between_images_of_very_different_diffi
     assert paired_difference(first, first, DIGEST).interval_95 == (0, 0)
     with pytest.raises(ValueError, match="scores of 200 and of 1 images"):
         paired_difference(first, first[:1], DIGEST)
+
+
+def test_an_image_at_the_official_threshold_counts_in_the_interval_as_in_the_score():
+    assert bootstrap_intervals(np.array([[0, 13, 4, 3]]), DIGEST)["thresholded_jaccard"] == (0.65, 0.65)
+
+
+def test_a_model_that_is_worse_is_clearly_so():
+    first = np.linspace(0.2, 0.9, 50)
+    assert paired_difference(first, first - 0.01, DIGEST).is_clear

@@ -125,3 +125,32 @@ def test_every_world_size_gives_the_same_bits(python, tmp_path):
     seen = [json.loads((tmp_path / f"{world}.json").read_text()) for world in (1, 2, 3, 4)]
     assert [summary["n"] for summary in seen[0]] == list(sizes)
     assert seen[0] == seen[1] == seen[2] == seen[3]
+
+
+def test_an_image_too_many_is_refused():
+    ones = torch.ones(2, 1, 2, 2)
+    reduction = DiceReduction(expected=1)
+    reduction.update(ones, ones, torch.tensor([3, 4]))
+    with pytest.raises(RuntimeError, match="2 images were counted, but the split has 1"):
+        reduction.reduce(Accelerator(cpu=True))
+
+
+def test_rows_are_sorted_by_id():
+    assert DiceSummary.of(rows_of((7, 1, 0, 0), (2, 0, 1, 0))).rows[:, 0].tolist() == [2, 7]
+
+
+def test_logits_on_another_rank_are_refused_on_this_one():
+    class OfTwo(Accelerator):
+        num_processes, process_index, device = 2, 0, torch.device("cpu")  # pyright: ignore
+
+        def __init__(self) -> None:
+            pass
+
+        def reduce(self, tensor: torch.Tensor, reduction: str = "sum", scale: float = 1.0) -> torch.Tensor:
+            return tensor + torch.tensor([[0, 1], [0, 1]])
+
+    ones = torch.ones(1, 1, 2, 2)
+    reduction = DiceReduction()
+    reduction.update(ones, ones, torch.tensor([0]))
+    with pytest.raises(ValueError, match="these look like logits"):
+        reduction.reduce(OfTwo())

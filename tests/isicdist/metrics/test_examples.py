@@ -92,6 +92,8 @@ def test_an_evaluation_in_training_shows_fixed_images_and_the_worst(shard_set):
     assert [each.key for each in worst] == [split.key(index) for index in range(TRAINING_EXAMPLES)]
     assert worst[0].dice < worst[1].dice
     assert worst[0].lesion_area == 0.25
+    meta = split.meta(0)
+    assert worst[0].aspect_ratio == meta["width"] / meta["height"] != 1  # a stretched image is shown as it was taken
     assert np.array_equal(fixed[3].prediction, fixed[3].image[..., 0] > 127)
     assert np.array_equal(fixed[0].mask, split.mask(0) > 0)
 

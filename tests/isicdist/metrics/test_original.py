@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from isicdist.metrics import original
 from isicdist.metrics.dice import DiceSummary
 from isicdist.metrics.original import OriginalReduction, has_originals
 from shards.build import BuildOptions, build
@@ -151,3 +152,24 @@ def test_real_photographs_score_what_the_challenge_says(real):
     average = official.macro_average
     assert_equal(real.summary, (average.at["dice"], average.at["jaccard"], average.at["threshold_jaccard"]))
     assert real.summary.thresholded_jaccard == pytest.approx(official.overall, abs=1e-12)
+
+
+def test_an_image_that_was_not_counted_is_missed(shard_set):
+    split = ShardSet.open(shard_set).split("test")
+    probs = probs_of(split)
+    with OriginalReduction(split, thresholds=(0.5,)) as reduction:
+        ids = torch.arange(len(split) - 1)
+        reduction.update(probs[:-1], probs[:-1] > 0, ids, ids >= 0)
+        with pytest.raises(RuntimeError, match=f"{len(split) - 1} images were counted, but the split has {len(split)}"):
+            reduction.reduce(Accelerator(cpu=True))
+
+
+def test_few_images_wait_to_be_counted(shard_set, monkeypatch):
+    monkeypatch.setattr(original, "MAX_PENDING", 2)
+    split = ShardSet.open(shard_set).split("test")
+    probs = probs_of(split)
+    with OriginalReduction(split, thresholds=(0.5,)) as reduction:
+        ids = torch.arange(len(split))
+        reduction.update(probs, probs > 0, ids, ids >= 0)
+        assert len(reduction._pending) == 2
+        assert reduction.reduce(Accelerator(cpu=True))[0].n == len(split)

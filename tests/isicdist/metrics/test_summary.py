@@ -13,6 +13,7 @@ from isicdist.metrics.dice import DiceSummary
 from isicdist.metrics.summary import (
     AreaScores,
     EvaluationSummary,
+    ExclusionSummary,
     ResolutionScores,
     SubgroupScores,
     SubgroupSummary,
@@ -108,3 +109,10 @@ def test_the_same_threshold_is_listed_once():
 def test_anything_else_is_refused(change: dict[str, Any]):
     with pytest.raises((KeyError, TypeError, ValueError)):
         EvaluationSummary.from_json({**summary_with(None).to_json(), **change})
+
+
+def test_scores_without_excluded_images_are_read_back():
+    at_default, at_tuned = (ThresholdSummary(threshold=value, network=SCORES, original=None) for value in (0.5, 0.25))
+    excluded = ExclusionSummary(table="a.csv", sha256="0", keys=("ISIC_1",), at_default=at_default, at_tuned=at_tuned)
+    summary = dataclasses.replace(summary_with(None), without_excluded=excluded)
+    assert EvaluationSummary.from_json(json.loads(json.dumps(summary.to_json()))) == summary

@@ -134,3 +134,16 @@ def test_no_lesion_anywhere_and_none_predicted_is_perfect():
     assert curve.average_precision == 1.0
     assert curve.dice[128] == curve.jaccard[128] == 1.0
     assert curve.dice[0] == 0.0
+
+
+def test_the_best_score_is_that_at_the_best_threshold():
+    """At 0 every pixel is lesion: no threshold that a model could have."""
+    summary = curve_of(torch.zeros(2, 1, 3, 3), torch.ones(2, 1, 3, 3)).summary()
+    assert (summary.best_threshold, summary.best_pooled_dice) == (0.5, 0.0)
+
+
+def test_the_table_has_the_pixels_of_each_bin():
+    on, off = np.zeros(BINS, dtype=np.int64), np.zeros(BINS, dtype=np.int64)
+    on[10], off[10] = 4, 3
+    row = ThresholdCurve(on=on, off=off).table()[10]
+    assert (row["bin_pixels"], row["bin_lesion_pixels"]) == (7, 4)

@@ -72,6 +72,7 @@ def test_metadata_of_a_training_run_name_its_shard_set(shard_set):
     shards = ShardSet.open(shard_set)
     metadata = ModelMetadata.of(ModelConfig(), shards, step=3, score=ValidationScore(mean_dice=0.5), threshold=0.25)
     assert (metadata.size, metadata.fit, metadata.data_digest) == (64, "stretch", shards.digest)
+    assert (metadata.step, metadata.threshold) == (3, 0.25)
     assert ModelMetadata.from_json(json.loads(json.dumps(metadata.to_json()))) == metadata
 
 
@@ -90,6 +91,11 @@ def test_metadata_of_a_training_run_name_its_shard_set(shard_set):
         ({"mean": None}, "NoneType"),
         ({"mean": [0.5]}, "each needs 3 numbers"),
         ({"std": ...}, "std"),
+        ({"std": [0.2, 0.2, 0]}, "std above 0"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "must be finite"),
+        ({"threshold": 1.5}, "from 0 to 1"),
+        ({"size": 16384}, "16384 pixels"),
+        ({"temperature": 2}, "unknown key 'temperature'"),
     ],
 )
 def test_metadata_that_do_not_describe_the_weights_are_refused_in_one_line(run, change, said):
@@ -127,3 +133,13 @@ def test_a_kill_between_the_two_renames_of_best_is_undone(tmp_path):
     (tmp_path / ".best.old").mkdir()  # left over, but the new one stands
     recover_folder(tmp_path / "best")
     assert (tmp_path / "best" / "model.json").exists()
+
+
+def test_metadata_that_were_changed_by_hand_are_refused_and_their_order_does_not_matter(run):
+    path = run / "best" / METADATA_NAME
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(value.items()))))
+    assert load_best(run)[1].threshold == 0.375
+    path.write_text(json.dumps({**value, "threshold": 0.5}))
+    with pytest.raises(CheckpointError, match=r"model\.json: damaged, or changed by hand"):
+        load_best(run)

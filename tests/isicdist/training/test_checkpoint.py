@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import resource
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +223,18 @@ def test_what_the_writer_could_not_write_is_raised_at_the_next_write_or_the_end(
     writer = checkpoint.BackgroundWriter()
     writer.submit(full)
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # the error that ended the run is the one shown
+
+
+def test_a_write_that_has_begun_is_finished_though_an_error_ends_the_run():
+    begun, done = threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(0.2)
+        done.append(1)
+
+    writer = checkpoint.BackgroundWriter()
+    writer.submit(slow)
+    assert begun.wait(20)
+    writer.__exit__(KeyError, KeyError(), None)
+    assert done == [1]

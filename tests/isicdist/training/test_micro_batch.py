@@ -8,9 +8,17 @@ import sys
 import pytest
 import torch
 
+from isicdist.config import BatchConfig
 from isicdist.data.order import BatchPlan
 from isicdist.errors import TrainingError
-from isicdist.training.micro_batch import CPU_PIXELS, OomGuard, evaluation_micro_size, initial_micro_size
+from isicdist.training.micro_batch import (
+    CPU_PIXELS,
+    OomGuard,
+    evaluation_micro_size,
+    initial_micro_size,
+    is_out_of_memory,
+    plan_batches,
+)
 
 PLAN = BatchPlan(global_size=32, micro_size=8, world_size=2)
 
@@ -117,3 +125,28 @@ print(given_back, faults())
 def test_what_a_step_frees_is_there_for_the_next_one(python):
     given_back, kept = map(int, python("-c", FAULTS, anew=True).stdout.split())
     assert kept < given_back / 10
+
+
+@pytest.mark.parametrize(("asked", "world", "micro", "accumulation"), [(16, 4, 2, 1), (3, 2, 3, 2), ("auto", 3, 3, 1)])
+def test_a_global_batch_is_cut_into_micro_batches_no_larger_than_a_share(asked, world, micro, accumulation):
+    plan = plan_batches(BatchConfig(global_size=8, micro_size=asked), world, 64, torch.device("cpu"))
+    assert (plan.global_size, plan.world_size) == (8, world)
+    assert (plan.micro_size, plan.accumulation_steps) == (micro, accumulation)
+
+
+def test_a_large_micro_batch_does_not_make_an_evaluation_large():
+    assert evaluation_micro_size(64, 64, torch.device("cpu")) == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "noticed"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (OSError("out of memory"), False),
+    ],
+)
+def test_the_errors_of_each_allocator_are_recognised(error, noticed):
+    assert is_out_of_memory(error) is noticed

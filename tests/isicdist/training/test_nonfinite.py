@@ -112,3 +112,12 @@ def test_as_many_as_the_limit_are_borne():
     run = Run(limit=2)
     for loss in (NAN, NAN, ONE, NAN, NAN, ONE):
         run.take(loss, loss)
+
+
+def test_a_bad_gradient_ends_an_unscaled_run_at_the_limit():
+    """Without a scaler there is no scale to be found: it counts like a bad loss."""
+    run = Run(limit=1)
+    run.take(ONE, INF)
+    run.take(ONE, INF)
+    with pytest.raises(TrainingError, match="in 2 steps in a row"):
+        run.take(ONE, ONE)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from isicdist.training.optim import EarlyStopping, Ema, learning_rate
+from isicdist.network.unet import ImprovedUNet
+from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
 
 
 def test_the_paper_multiplies_by_0_985_each_epoch():
@@ -88,3 +89,12 @@ def test_only_a_better_one_counts_and_patience_begins_anew():
 def test_without_patience_nothing_ends():
     selection = EarlyStopping(patience=0, best=0.9, evals_since_best=100)
     assert not selection.reached
+
+
+def test_only_the_convolutions_have_weight_decay():
+    network = ImprovedUNet(base_channels=1)
+    decayed, others = parameter_groups(network, 0.25)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
+    convolutions = {id(m.weight) for m in network.modules() if isinstance(m, nn.Conv2d)}
+    assert {id(p) for p in decayed["params"]} == convolutions
+    assert {id(p) for p in others["params"]} == {id(p) for p in network.parameters()} - convolutions

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +19,11 @@ from isicdist.config import OptimConfig, TrainConfig
 from isicdist.errors import StoppedError
 from isicdist.run_folder import REQUEUE_NAME
 from isicdist.training.checkpoint import Checkpoint, Snapshot
+from isicdist.training.optim import EarlyStopping
 from isicdist.training.state import (
     RunLock,
     RunRecord,
+    TrainState,
     changed_settings,
     find_checkpoint,
     restore_weights,
@@ -43,6 +48,7 @@ def test_each_change_is_one_line_and_no_change_is_none():
     [
         ({"data_digest": "def"}, "data_digest abc, and cannot go on with def"),
         ({"seed": 1}, "seed 0, and cannot go on with 1"),
+        ({"fold": "1/5"}, "fold , and cannot go on with 1/5"),
         ({"model": {**record()["model"], "base_channels": 8}}, "model.base_channels 16, and cannot go on with 8"),
     ],
 )
@@ -127,3 +133,74 @@ def test_adam_goes_on_in_the_memory_layout_of_the_weights(layout):
     step(*again)
     for one, other in zip(whole[0].parameters(), again[0].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_state_is_restored_as_it_was_saved():
+    state = TrainState(
+        stream={"digest": "abc", "seed": 1, "window": 2, "epoch": 3, "consumed": 4},
+        step=5,
+        early_stopping=EarlyStopping(patience=9, best=0.5, evals_since_best=6),
+        eval_pending=True,
+        scaler={"scale": 1024.0},
+        config={"seed": 1},
+    )
+    saved = json.loads(json.dumps(state.to_json()))
+    assert TrainState.from_json(saved, patience=9) == state
+    saved["since_best"], saved["unjudged"] = saved.pop("evals_since_best"), saved.pop("eval_pending")
+    assert TrainState.from_json(saved, patience=9) == state  # of version 0.1
+
+
+def test_the_optimizer_goes_on_with_the_settings_of_the_config():
+    model, ema = nn.Linear(2, 2), nn.Linear(2, 2)
+    saved = torch.optim.Adam([{"params": model.parameters(), "weight_decay": 0.5}], lr=1.0)
+    model(torch.ones(1, 2)).sum().backward()
+    saved.step()
+    found = Checkpoint(
+        path=RUN, weights=model.state_dict(), ema=ema.state_dict(), optimizer=saved.state_dict(), state={}
+    )
+    other, other_ema = nn.Linear(2, 2), nn.Linear(2, 2)
+    adam = torch.optim.Adam([{"params": other.parameters(), "weight_decay": 0.25}], lr=0.125)
+    restore_weights(found, other, other_ema, adam)
+    assert (adam.param_groups[0]["lr"], adam.param_groups[0]["weight_decay"]) == (0.125, 0.25)
+    assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other_ema.weight, ema.weight)
+    assert torch.equal(adam.state[other.weight]["exp_avg"], saved.state[model.weight]["exp_avg"])
+
+
+def test_a_setting_that_an_older_version_did_not_have_was_the_default():
+    before = record()
+    del before["keep"], before["optim"]["ema_decay"]
+    assert changed_settings(before, record(), RUN) == []
+    assert changed_settings(before, record(keep=3), RUN) == ["keep 2 -> 3"]
+
+
+def test_a_best_model_that_a_kill_left_between_two_names_is_there_again(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    (tmp_path / ".best.old").mkdir()
+    find_checkpoint(tmp_path, RunRecord.of(TrainConfig(), "digest", accelerator), accelerator, RunLock(tmp_path))
+    assert (tmp_path / "best").is_dir()
+
+
+def test_a_lock_whose_file_its_holder_deletes_is_taken_anew(tmp_path, monkeypatch):
+    """Else two jobs that start one after the other would both hold one, of two files."""
+    lockf, taken = fcntl.lockf, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:
+            (tmp_path / ".lock").unlink()
+        taken.append(descriptor)
+        lockf(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        assert len(taken) == 2
+        assert (tmp_path / ".lock").stat().st_ino == os.fstat(taken[-1]).st_ino
+
+
+def test_a_folder_without_locks_is_trained_in_all_the_same(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    RunLock(tmp_path).acquire()

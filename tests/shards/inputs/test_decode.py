@@ -219,3 +219,14 @@ def test_an_upright_jpeg_can_be_copied_as_it_is(folder: Path):
     Image.fromarray(PICTURE).save(folder / "A.jpg")
     assert loaded(folder, "A.jpg").jpeg == (folder / "A.jpg").read_bytes()
     assert codecs.decode_image((folder / "A.jpg").read_bytes()).shape == PICTURE.shape
+
+
+def test_a_mask_is_turned_by_a_tag_of_its_own(folder: Path):
+    """The size of a square tells nothing: a mask that is not turned would fit."""
+    Image.fromarray(PICTURE[:60, :60]).save(folder / "A.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.triu(np.full((60, 60), 255, np.uint8))).save(folder / "A_segmentation.png", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(folder / "A_segmentation.png")))
+    assert (expected != np.triu(expected)).any()
+    np.testing.assert_array_equal(loaded(folder).mask, expected)

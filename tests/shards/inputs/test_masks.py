@@ -178,3 +178,12 @@ def test_real_masks_are_read_without_a_flag(real_data: Path):
         assert flags == []
         np.testing.assert_array_equal(mask, np.asarray(picture))
         assert kind_of_mask(mask) in ("", "inverted")
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_each_side_of_the_border_tells_an_inverted_mask(turns):
+    mask = np.zeros((100, 100), np.uint8)
+    mask[0], mask[:, -1], mask[-1, 80:] = 1, 1, 1  # 219 of 396 pixels
+    assert kind_of_mask(np.rot90(mask, turns)) == "inverted"
+    mask[:, -1] = 0
+    assert kind_of_mask(np.rot90(mask, turns)) == ""

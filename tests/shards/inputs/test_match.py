@@ -68,3 +68,14 @@ def test_names_of_other_years_and_sets_are_paired(image: str, mask: str, suffix:
 def test_no_pair_at_all_is_one_error_that_counts_what_there_is():
     with pytest.raises(SourceError, match="1 images, 0 masks named KEY_segmentation"):
         paired("A.jpg")
+
+
+def test_a_reduced_image_takes_the_mask_of_its_original_only_where_nothing_else_has_it():
+    pairing = paired("B.jpg", "B_downsampled.jpg", "B_segmentation.png")
+    assert [pair.image.name for pair in pairing.pairs] == ["B.jpg"]
+    assert reasons(pairing) == {"B_downsampled.jpg": "no-mask"}
+    pairing = paired("B_downsampled.jpg", "B_segmentation.png", "B_downsampled_segmentation.png")
+    assert [(pair.key, pair.mask.name) for pair in pairing.pairs] == [
+        ("B_downsampled", "B_downsampled_segmentation.png")
+    ]
+    assert reasons(pairing) == {"B_segmentation.png": "no-image"}

@@ -23,6 +23,7 @@ from shards.planning.duplicates import (
     MAX_DISTANCE,
     WORDS,
     Duplicate,
+    bytes_hash,
     hash_of,
     kind_of,
     merge_groups,
@@ -281,3 +282,8 @@ def test_a_split_file_that_cannot_be_followed_is_refused(tmp_path: Path):
     refused(given, r"group P is in two splits \(I0 in train, I1 in val\)", groups)
     with pytest.raises(UsageError, match="give one of the two"):
         BuildOptions(split="train=1", split_file="splits.csv")
+
+
+def test_a_file_of_another_size_has_another_hash():
+    assert bytes_hash(9, 1) != bytes_hash(10, 1)
+    assert len(bytes_hash(9, 1)) == HASH_BYTES

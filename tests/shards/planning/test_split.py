@@ -9,7 +9,7 @@ import pytest
 
 from shards.errors import UsageError
 from shards.exclusions import read_excluded
-from shards.planning.split import parse_fractions, read_groups, shuffled, split_of
+from shards.planning.split import parse_fractions, read_groups, shuffled, split_of, split_of_source
 
 FRACTIONS = parse_fractions("train=0.8,val=0.1,test=0.1")
 KEYS = [f"ISIC_{number:07d}" for number in range(5000)]
@@ -62,3 +62,16 @@ def test_groups_that_cannot_be_read_say_why(tmp_path: Path, spec: str, words: st
     table.write_text("image,id\nA,1\n")
     with pytest.raises(UsageError, match=words):
         read_groups(spec.format(table), ["Z"])
+
+
+def test_the_first_column_of_a_table_of_excel_is_found_and_an_id_counts_as_it_is_written(tmp_path: Path):
+    table = tmp_path / "table.csv"
+    table.write_text("lesion_id,image_id\nL1,A\nL2,A_downsampled\n", encoding="utf-8-sig")
+    assert read_groups(f"{table}:lesion_id", ["A", "A_downsampled"]) == {"A": "L1", "A_downsampled": "L2"}
+
+
+@pytest.mark.parametrize("name", ["ISIC2018_Input.zip", "Training_and_Validation.zip"])
+def test_an_archive_whose_name_says_no_split_or_several_is_refused(name: str):
+    assert split_of_source("https://host/ISIC2018_Task1-2_Validation_Input.zip") == "val"
+    with pytest.raises(UsageError, match=f"--split-archives: the name of {name} says"):
+        split_of_source(name)

@@ -17,6 +17,7 @@ from typing import IO
 import fsspec
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from shards.errors import CorruptShardError, ShardSetError, UsageError
 from shards.reader import ShardSet, Split
@@ -263,3 +264,27 @@ def test_a_file_is_evicted_unless_it_is_read(tmp_path: Path, monkeypatch: pytest
     assert not path.exists()
     assert evict(path)
     assert modes == [True, True]
+
+
+def test_a_table_that_has_gone_bad_is_fetched_by_the_next_run(served: Served, cache: NodeCache) -> None:
+    split = ShardSet.open(served.url, cache).split("train")
+    path = split.root / "samples-train.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptShardError, match=r"samples-train.npy: not the bytes that the index names"):
+        ShardSet.open(served.url, cache).split("train")
+    assert len(ShardSet.open(served.url, cache).split("train")) == len(split)
+
+
+def test_what_is_needed_next_is_not_evicted_and_a_download_counts_whole(cache: NodeCache) -> None:
+    folder = cache.root / "digest" / "train"
+    folder.mkdir(parents=True)
+    for age, name in enumerate(("oldest", "older")):
+        (folder / name).write_bytes(bytes(100))
+        os.utime(folder / name, (age, age))
+    full = NodeCache(root=cache.root, max_bytes=200)
+    assert full.reserve(folder / "new.tar.100.part", 100, protected=[folder / "oldest"])
+    assert sorted(path.name for path in files_of(cache)) == ["new.tar.100.part", "oldest"]
+    with FileLock(folder / "new.tar.lock"):
+        assert not full.reserve(folder / "newer.tar.1.part", 1, protected=[folder / "oldest"])

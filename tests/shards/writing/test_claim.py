@@ -81,6 +81,7 @@ def test_renewals_survive_an_outage_and_end_when_another_has_taken_over():
         time.sleep(0.15)
         assert b"renewed 0" not in (store.data or b"renewed 0")
         store.data = b"another's"
+        time.sleep(0.15)  # the next renewal sees it
     assert store.data == b"another's"
 
 

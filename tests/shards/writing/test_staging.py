@@ -135,3 +135,21 @@ def test_bad_pairs_are_in_the_record_and_the_others_in_the_tar(
         ("I1_segmentation.png", "partner"),
     ]
     assert "I1.jpg" not in members(target.root / tar_name("0-000000"))
+
+
+def test_a_part_that_is_not_what_was_encoded_is_named_and_encoded_again(
+    inputs: tuple[list[Source], tuple[Pair, ...]], target: FolderTarget
+):
+    """As when a disk has lost some of it after a crash."""
+    sources, pairs = inputs
+    job = job_of(target, sources, DECODED)
+    encode_part(part_of(pairs), job, lambda: None)
+    path = target.root / tar_name("0-000000")
+    data = bytearray(path.read_bytes())
+    data[layout.BLOCK + 30] ^= 1  # of the first image
+    path.write_bytes(data)
+    with pytest.raises(ToolkitError, match=r"0-000000\.tar is damaged \(I0 is not what was encoded\)"):
+        write_shard((shard_of(pairs), ["0-000000"] * 4), job, lambda: None)
+    assert not target.exists("val/000000.tar")
+    assert not target.exists(tar_name("0-000000"))
+    assert not target.exists(part_record_name("0-000000"))
