@@ -277,7 +277,8 @@ class Stream:
 
     def _micro_batches(self, batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
         """Yield the micro batches of one step, then count its samples as consumed."""
-        yield from itertools.islice(batches, self.plan.accumulation_steps)
+        for _ in range(self.plan.accumulation_steps):
+            yield next(batches)  # an early end is an error (PEP 479), and no shorter step
         self.consumed += samples
         if self.consumed == len(self.split):
             self.epoch_number, self.consumed = self.epoch_number + 1, 0

@@ -370,3 +370,14 @@ def test_the_samples_of_a_step_are_named_from_its_start(split):
                 keys.append([split.key(index) for batch in step for index in batch.indices[batch.valid].tolist()])
             assert stream.epoch_number == number + 1
             assert [stream.step_sample_names(start) for start in starts] == keys
+
+
+def test_a_step_without_its_samples_is_an_error_and_not_a_shorter_step(split, monkeypatch):
+    whole = Stream._batches
+
+    def cut(*words: Any) -> Iterator[Batch]:
+        yield next(whole(*words))
+
+    monkeypatch.setattr(Stream, "_batches", cut)
+    with open_stream(split, global_size=6, micro=3) as stream, pytest.raises(RuntimeError, match="StopIteration"):
+        list(stream.epoch())
