@@ -20,8 +20,8 @@ app = create_app(
 @app.command
 def build(
     *,
-    images: list[str],
-    masks: list[str],
+    images: Annotated[list[str], Parameter(negative=())],
+    masks: Annotated[list[str], Parameter(negative=())],
     out: str,
     options: Annotated[BuildOptions | None, Parameter(name="*", negative_bool=())] = None,
     workers: int | None = None,

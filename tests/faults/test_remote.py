@@ -68,7 +68,7 @@ def test_a_run_on_two_processes_trains_and_scores_behind_a_url(
 ) -> None:
     with serve(shard_set) as server:
         env = {"ISICDIST_CACHE": str(tmp_path / "cache")}
-        short = ["--epochs", "1", "--batch.global-size", "8", "--model.base-channels", "4"]
+        short = ["--epochs", "2", "--batch.global-size", "8", "--model.base-channels", "4"]
         small = ["--stream.window", "1", "--stream.cache-size", "1000000"]
         words = ["-m", "isicdist", "train", "--data", server.url, "--run", tmp_path / "run", *short, *small]
         done = python(*words, processes=2, env=env)
