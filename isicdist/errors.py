@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def reading(path: Path, advice: str) -> Generator[None]:
     """Raise whatever a block raises for a missing or malformed file as CheckpointError, which names the file."""
     try:
         yield
-    except (OSError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, csv.Error) as error:
         raise CheckpointError(f"{path}: missing or damaged; {advice} ({_in_short(error)})") from error
 
 

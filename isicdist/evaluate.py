@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,6 +35,9 @@ from shards.errors import ShardSetError, UsageError
 from shards.mask_statistics import mask_warnings
 from shards.progress import progress
 from shards.reader import ShardSet, Split
+
+ISIC_ID = re.compile(rb"ISIC_[0-9]{7}")
+"""Key that names one photograph in every set."""
 
 
 @raise_on_lost_rank()
@@ -67,10 +71,11 @@ def evaluate(
     ensemble = load_ensemble(runs)
     label, shards = ", ".join(map(str, runs)), ShardSet.open(data)
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
-        _check_split_name(member.metadata, scored.name if isinstance(scored, Fold) else scored, name)
+        if member.metadata.data_digest == shards.digest or member.seen is None:
+            _check_split_name(member.metadata, scored.name if isinstance(scored, Fold) else scored, name)
     split = open_fold(shards, scored)[1] if isinstance(scored, Fold) else shards.split(scored)
     check_scored(split, shards, ensemble.input_spec, label)
-    relation = relate(ensemble, split)
+    relation, groups = relate(ensemble, split), merged_groups(shards, split)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     exclusions = Exclusions.read(exclude, split) if exclude else None
     ensemble.prepare(accelerator)
@@ -119,7 +124,7 @@ def evaluate(
         return None
     results = Results(
         split=split,
-        groups=merged_groups(shards, split),
+        groups=groups,
         step=max(member.metadata.step for member in ensemble.members),
         tta=tta,
         relation=relation,
@@ -180,25 +185,28 @@ def _check_split_name(model: ModelMetadata, split: str, checkpoint: str) -> None
 def relate(ensemble: Ensemble, split: Split) -> Relation:
     """Find out how the models, of which one that has seen more decides, relate to the images of a split.
 
-    Raises UsageError for images of another split than train, in another shard set, that a model was trained on.
+    Raises UsageError for images of another split than train, in another shard set, that a model was trained on. Only an
+    ISIC id names one photograph everywhere: other names that are the same make no more than a relation.
     """
     found: set[Relation] = set()
+    are_isic_ids = np.array([ISIC_ID.fullmatch(key) is not None for key in split.table["key"].tolist()])
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
-        trained = member.seen.count_trained(split) if member.seen else 0
-        if trained and split.name != "train":
+        trained = member.seen.trained_in(split) if member.seen else np.zeros(len(split), bool)
+        known = int((trained & are_isic_ids).sum())
+        if known and split.name != "train":
             raise UsageError(
-                f"{name}: trained on {trained} of the {len(split)} images of {split.name} in {split.location}, as they "
-                "were in the split train of another set; score images that it has not seen"
+                f"{name}: trained on {known} of the {len(split)} images of {split.name} in {split.location}, by their "
+                "ISIC ids, as they were in another split of another set; score images that it has not seen"
             )
-        found.add(_relation(member, split, trained))
+        found.add(_relation(member, split, bool(trained.any())))
     by_severity: tuple[Relation, ...] = ("trained on", "chosen on", "unknown", "held out")
     return next(relation for relation in by_severity if relation in found)
 
 
-def _relation(member: Segmenter, split: Split, trained: int) -> Relation:
-    """Give the relation of one model, which was trained on so many of the images as far as is known."""
+def _relation(member: Segmenter, split: Split, trained: bool) -> Relation:
+    """Give the relation of one model; `trained`: it was trained on images of the same names."""
     if member.seen:
-        validated = member.seen.count_validated(split)
+        validated = member.seen.validated_in(split).any()
         return "trained on" if trained else "chosen on" if validated else "held out"
     if member.metadata.data_digest != split.digest:
         return "unknown"

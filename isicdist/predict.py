@@ -230,6 +230,7 @@ def _check_settings(outputs: Outputs, settings: dict[str, Any], files: list[File
     path = outputs.folder / SETTINGS_NAME
     try:
         earlier = parse_json(path.read_bytes())
+        earlier["images"] = without_password(earlier["images"])  # an earlier version recorded it
         changes = [f"{name} {earlier[name]}, not {value}" for name, value in settings.items() if earlier[name] != value]
     except FileNotFoundError:
         foreign = next((mask for mask in map(outputs.mask, files) if mask.exists()), None)

@@ -120,7 +120,7 @@ def read_duplicates(shards: ShardSet) -> Iterable[Duplicate]:
             Duplicate(row["key"], row["duplicate_of"], row["same"], int(row["distance"]))  # pyright: ignore[reportArgumentType]
             for row in csv.DictReader(data.decode().splitlines())
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ShardSetError(f"{path}: not a list of duplicates ({error!r}); copy or build the set again") from error
     if len(found) != sum(kinds.values()):
         raise ShardSetError(

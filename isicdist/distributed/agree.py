@@ -8,7 +8,6 @@ import ctypes
 import re
 import signal
 import threading
-import weakref
 from collections.abc import Generator
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -51,7 +50,8 @@ class AnyRank:
         limit = timedelta(seconds=timeout)
         group = torch.distributed.new_group(backend="gloo", timeout=limit) if several else None
         self._group = cast("torch.distributed.ProcessGroup | None", group)  # an int for ranks that it leaves out
-        _open_votes.add(self)
+        if self._group is not None:
+            _open_groups.add(self._group)
 
     def __call__(self, *flags: bool) -> tuple[bool, ...]:
         """Give, for each of the `flags`, True when it is True on any rank. Every rank calls it."""
@@ -64,19 +64,26 @@ class AnyRank:
     def close(self) -> None:
         """End the threads of the group, where `end_training` has not done so; no rank is waited for."""
         group, self._group = self._group, None
-        if group is not None and torch.distributed.is_initialized():
-            with contextlib.suppress(ValueError):  # it belonged to a group of all that was ended before
-                torch.distributed.destroy_process_group(group)
+        if group in _open_groups:
+            _end(group)
 
 
-_open_votes: weakref.WeakSet[AnyRank] = weakref.WeakSet()
+_open_groups: set[torch.distributed.ProcessGroup] = set()
+"""The groups of votes; torch would hold them, too, when the vote is long gone by an error."""
 
 
 @atexit.register
-def _close_votes() -> None:
+def _end_groups() -> None:
     """End gloo's threads, which may abort a process that ends by an error, where NCCL's group is left as it is."""
-    for vote in list(_open_votes):
-        vote.close()
+    for group in list(_open_groups):
+        _end(group)
+
+
+def _end(group: torch.distributed.ProcessGroup) -> None:
+    _open_groups.discard(group)
+    if torch.distributed.is_initialized():
+        with contextlib.suppress(ValueError):  # it belonged to a group of all that was ended before
+            torch.distributed.destroy_process_group(group)
 
 
 class StopSignal:

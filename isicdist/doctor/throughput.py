@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from isicdist.config import BatchConfig, StreamConfig, TrainConfig
+from isicdist.config import BatchConfig, StreamConfig, TrainConfig, precision_name
 from isicdist.distributed.scaling_model import Rates, epoch_seconds, step_time, threads_to_feed
 from isicdist.doctor.check import Check
 from isicdist.train import Trainer
@@ -63,7 +63,7 @@ def check_throughput(data: str, link: Mapping[str, float]) -> Iterator[Check]:
         latency_s=link["latency_s"],
     )
     side, world_size = trainer.train_split.size, trainer.accelerator.num_processes
-    precision = {"no": "float32"}.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
+    precision = precision_name(trainer.accelerator.mixed_precision)
     yield Check(
         name="decoding",
         state="ok",

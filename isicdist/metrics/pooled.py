@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -72,20 +73,21 @@ def pool_scores(runs: Path, folds: Sequence[Fold], digest: str) -> dict[str, Poo
 
     `digest`: of the shard set, which seeds the bootstrap. Raises CheckpointError for a table that is damaged.
     """
-    columns, rows = list[str](), list[list[str]]()
-    groups: list[str] = []
+    rows: list[dict[str, str]] = []
     counts_of: dict[str, list[np.ndarray]] = {}
     for fold in folds:
         with reading(per_image_of(runs, fold), "remove it to score that fold again"):
             table = _read_table(per_image_of(runs, fold))
-            columns = list(table[0])
-            rows += [[str(fold), *row.values()] for row in table]
-            groups += [row.get("group", row["id"]) for row in table]  # version 0.1 has no groups
+            rows += [{"fold": str(fold), "group": row["id"], **row} for row in table]  # version 0.1 has no groups
             for setting, prefix in SETTINGS.items():
-                if f"{prefix}tp" in columns:
+                if f"{prefix}tp" in table[0]:
                     counts_of.setdefault(setting, []).append(_counts(table, prefix))
+    groups = [row["group"] for row in rows]
+    columns = [name for name in dict.fromkeys(itertools.chain.from_iterable(rows)) if all(name in row for row in rows)]
     pooled: dict[str, PooledScores] = {}
     for setting, counts in counts_of.items():
+        if len(counts) < len(folds):  # scored in another way
+            continue
         every = np.concatenate(counts)
         every[:, 0] = np.arange(len(every))
         summaries = [DiceSummary.of(each) for each in counts]
@@ -93,7 +95,7 @@ def pool_scores(runs: Path, folds: Sequence[Fold], digest: str) -> dict[str, Poo
             pooled=ResolutionScores.of(DiceSummary.of(every), digest, groups),
             of_folds=tuple({name: getattr(each, name) for name in SCORE_NAMES} for each in summaries),
         )
-    write_file(runs / PER_IMAGE_NAME, csv_bytes(("fold", *columns), rows))
+    write_file(runs / PER_IMAGE_NAME, csv_bytes(columns, [[row[name] for name in columns] for row in rows]))
     scores = {setting: dataclasses.asdict(each) for setting, each in pooled.items()}
     write_file(runs / POOLED_NAME, json.dumps({"folds": len(folds), "scores": scores}, indent=1).encode() + b"\n")
     return pooled

@@ -30,6 +30,11 @@ class ResolutionScores(Scores):
     """(low, high) end of the 95 % bootstrap confidence interval of each score, by name; empty in files of version 0.1
     for parts of the images."""
 
+    @property
+    def has_enough_groups(self) -> bool:
+        """True where the intervals are not too narrow."""
+        return self.groups >= MIN_GROUPS
+
     @classmethod
     def of(cls, summary: DiceSummary, digest: str, groups: Sequence[str] | None, **more: Any) -> Self:
         """Add the intervals to the scores of `summary`.
@@ -246,14 +251,14 @@ class EvaluationSummary:
         """List what a reader has to know before comparing these scores with others."""
         cautions: list[str] = []
         if self.relation == "trained on":
-            cautions.append("the model was trained on these images: these are no scores of unseen ones")
+            cautions.append("the model was trained on images of these names: these are no scores of unseen ones")
         if self.relation == "chosen on":
             cautions.append(
                 "the model and its threshold were chosen on these images: its scores are a little higher than on others"
             )
         if self.relation == "unknown":
             cautions.append("it is not recorded whether the model was trained on some of these images")
-        if self.at_default.network.groups < MIN_GROUPS:
+        if not self.at_default.network.has_enough_groups:
             cautions.append(f"of fewer than {MIN_GROUPS} groups or single images, so the intervals are too narrow")
         return cautions
 

@@ -94,7 +94,8 @@ def _group_table(grouped_by: str, groups: Sequence[tuple[str, ResolutionScores]]
         table.add_column(name.replace("_", "\n"), justify="right")
     for label, scores in groups:
         others = (f"{getattr(scores, name):.4f}" for name in SCORE_NAMES if name != "mean_dice")
-        table.add_row(label, str(scores.n), _with_interval(scores, "mean_dice"), *others)
+        dice = _with_interval(scores, "mean_dice") if scores.has_enough_groups else f"{scores.mean_dice:.4f}"
+        table.add_row(label, str(scores.n), dice, *others)
     return table
 
 

@@ -33,7 +33,7 @@ class SeenImages:
     @classmethod
     def of(cls, trained: Split, validated: Split) -> Self:
         """Hash the keys of the two splits of a run."""
-        return cls(trained=_hashes(trained), validated=_hashes(validated))
+        return cls(trained=np.sort(_hashes(trained)), validated=np.sort(_hashes(validated)))
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -50,16 +50,16 @@ class SeenImages:
         """Write the file into a folder. Raises OSError or SafetensorError."""
         save_file({"trained": self.trained, "validated": self.validated}, folder / SEEN_NAME)
 
-    def count_trained(self, split: Split) -> int:
-        """Count the images of a split that the model was trained on."""
-        return int(np.isin(_hashes(split), self.trained).sum())
+    def trained_in(self, split: Split) -> np.ndarray:
+        """Select the images of a split that the model was trained on, by their keys, bool (n,)."""
+        return np.isin(_hashes(split), self.trained)
 
-    def count_validated(self, split: Split) -> int:
-        """Count the images of a split that the model was chosen by."""
-        return int(np.isin(_hashes(split), self.validated).sum())
+    def validated_in(self, split: Split) -> np.ndarray:
+        """Select the images of a split that the model was chosen by, by their keys, bool (n,)."""
+        return np.isin(_hashes(split), self.validated)
 
 
 def _hashes(split: Split) -> np.ndarray:
-    """Hash the key of each sample: the first 8 bytes of its sha256, sorted, int64 (n,)."""
+    """Hash the key of each sample: the first 8 bytes of its sha256, int64 (n,)."""
     digests = b"".join(hashlib.sha256(key).digest()[:8] for key in split.table["key"].tolist())
-    return np.sort(np.frombuffer(digests, "<i8")).astype(np.int64)
+    return np.frombuffer(digests, "<i8").astype(np.int64)

@@ -66,7 +66,8 @@ def _compare(split: str, first: RunFiles, second: RunFiles) -> Comparison:
     if not obstacle:
         scores = [each.per_image for each in evaluations]
         dice = [_aligned(each, each.original_dice if use_original else each.network_dice) for each in scores]
-        groups = np.array(scores[0].groups)[np.argsort(scores[0].keys)].tolist()
+        grouped = min(scores, key=lambda each: len(set(each.groups)))  # older versions record no groups
+        groups = _aligned(grouped, np.array(grouped.groups)).tolist()
         result = paired_difference(dice[0], dice[1], evaluations[0].summary.data_digest, groups)
     return Comparison(
         split=split,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,28 +176,3 @@ def test_a_best_model_that_a_kill_left_between_two_names_is_there_again(tmp_path
     (tmp_path / ".best.old").mkdir()
     find_checkpoint(tmp_path, RunRecord.of(TrainConfig(), "digest", accelerator), accelerator, RunLock(tmp_path))
     assert (tmp_path / "best").is_dir()
-
-
-def test_a_lock_whose_file_its_holder_deletes_is_taken_anew(tmp_path, monkeypatch):
-    """Else two jobs that start one after the other would both hold one, of two files."""
-    lockf, taken = fcntl.lockf, []
-
-    def late(descriptor: int, operation: int) -> None:
-        if not taken:
-            (tmp_path / ".lock").unlink()
-        taken.append(descriptor)
-        lockf(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "lockf", late)
-    with RunLock(tmp_path) as lock:
-        lock.acquire()
-        assert len(taken) == 2
-        assert (tmp_path / ".lock").stat().st_ino == os.fstat(taken[-1]).st_ino
-
-
-def test_a_folder_without_locks_is_trained_in_all_the_same(tmp_path, monkeypatch):
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "lockf", fail)
-    RunLock(tmp_path).acquire()

@@ -201,12 +201,6 @@ def test_the_recorded_options_name_no_path_and_change_with_the_tables(tmp_path: 
     assert (recorded["fit"], recorded["size"]) == ("original", None)
 
 
-@pytest.mark.parametrize("other", [{"split": "train=0.5,val=0.5"}, {"split_archives": True}])
-def test_splits_come_from_one_place(other: dict[str, Any]):
-    with pytest.raises(UsageError, match="--split"):
-        BuildOptions(split_file="splits.csv", **other)
-
-
 def test_the_order_in_the_shards_depends_on_the_seed():
     pairs = [Pair(f"ISIC_{i}", File(0, f"{i}.jpg", 1), File(0, f"{i}.png", 1), f"ISIC_{i}") for i in range(20)]
     splits = dict.fromkeys((pair.key for pair in pairs), "train")

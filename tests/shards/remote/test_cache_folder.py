@@ -83,14 +83,15 @@ def test_shared_memory_is_for_a_node_without_any_local_disk(machine: Path, monke
     assert node_local_root() == machine / "tmp" / own
     monkeypatch.setattr(cache_folder.tempfile, "tempdir", str(machine / "scratch"))
     assert node_local_root() == machine / "shm" / own
+    with monkeypatch.context() as configured:
+        configured.setenv("ISICDIST_CACHE", str(machine / "scratch/a"))
+        assert node_local_root() == machine / "scratch/a"
     assert cache_root() == machine / "home/me/.cache/isicdist", (
         "downloads have no limit, so that memory is not for them"
     )
     (machine / "shm" / own).rmdir()
     (machine / "shm").rmdir()
     assert node_local_root() == machine / "home/me/.cache/isicdist"
-    monkeypatch.setenv("ISICDIST_CACHE", str(machine / "scratch/a"))
-    assert node_local_root() == machine / "scratch/a"
 
 
 @pytest.mark.parametrize("foreign", ["writable by others", "link", "file"])
