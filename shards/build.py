@@ -169,7 +169,7 @@ def _build(stages: Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empt
     # 1. Encode every pair, in the order of a plan that knows no duplicates yet.
     first_splits = split_table or splits_by_hash(pairing.pairs, {}, options)
     if not (fail and bad_names):  # or an empty split would be reported before the bad inputs
-        check_not_empty(first_splits, options, split_table)
+        check_not_empty(pairing.pairs, first_splits, options, split_table)
     first_shards = plan_shards(pairing.pairs, first_splits, options)
     encoded = stages.encode(split_into_parts(first_shards, options, encoding_pass=0))
     rejected = sorted(pairing.rejected + encoded.rejected, key=lambda row: row.path)
@@ -189,7 +189,7 @@ def _build(stages: Stages, inputs: _Inputs, built: dict[str, Any], *, allow_empt
     else:
         merged = merge_groups({pair.key: pair.group for pair in good}, duplicates)
         splits = splits_by_hash(good, merged, options)
-    check_not_empty(splits, options, split_table)
+    check_not_empty(good, splits, options, split_table)
 
     # 3. Encode again the few pairs that duplicates moved to a split that keeps the original masks.
     shards = plan_shards(good, splits, options)

@@ -108,7 +108,7 @@ class FolderLock:
         """Make the folder and lock it, where its file system can. Raises UsageError when another process holds it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while self._descriptor is None:
-            with contextlib.ExitStack() as stack:
+            with name_in_errors(self._path), contextlib.ExitStack() as stack:
                 descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
                 stack.callback(os.close, descriptor)
                 try:
@@ -128,7 +128,7 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         if self._descriptor is not None:
             if self._is_file(self._descriptor):
-                self._path.unlink()
+                self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 

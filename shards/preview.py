@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from shards.errors import ShardSetError, UsageError
 from shards.files import atomic_file
 from shards.format import REJECTED_NAME
-from shards.geometry import ResizePlan, mask_outline
+from shards.geometry import ResizePlan, draw_outline
 from shards.reader import ShardSet, Split
 
 TILE = 192  # pixels: side of each image on the sheet
 CAPTION = 34  # pixels: two lines of text below it
 GAP = 8  # pixels
 COLUMNS = 6
-OUTLINE_COLOUR = (0, 255, 120)
+OUTLINE_COLOUR = "#00ff78"
 OUTLINE_WIDTH = 2  # pixels
 MAX_KEY_LETTERS = 24  # that fit below a tile
 
@@ -65,7 +65,7 @@ def tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:
     """Draw an image (H, W, 3) uint8 with the outline of its mask (H, W), padded to a square of TILE pixels."""
     plan = ResizePlan.of("pad", mask.shape[0], mask.shape[1], TILE)
     pixels = plan.resize_image(Image.fromarray(image)).copy()
-    pixels[mask_outline(plan.resize_mask(mask) > 0, OUTLINE_WIDTH)] = OUTLINE_COLOUR
+    draw_outline(pixels, plan.resize_mask(mask) > 0, OUTLINE_COLOUR, OUTLINE_WIDTH)
     return Image.fromarray(pixels)
 
 

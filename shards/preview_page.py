@@ -8,12 +8,11 @@ from typing import Self
 
 from shards.data_uri import mask_uri, photo_uri
 from shards.html_page import template_environment
-from shards.preview import choose_samples
+from shards.preview import OUTLINE_COLOUR, choose_samples
 from shards.reader import ShardSet, Split
 
 SIDE = 320
 """Longer side of a picture in pixels."""
-MASK_COLOUR = "#00ff78"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Tile:
             width=meta["width"],
             lesion_area=float(mask.mean()),
             photo=photo_uri(split.image(index), SIDE),
-            mask=mask_uri(mask > 0, MASK_COLOUR, SIDE),
+            mask=mask_uri(mask > 0, OUTLINE_COLOUR, SIDE),
         )
 
 

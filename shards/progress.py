@@ -76,6 +76,8 @@ def progress(title: str, unit: str, *, shown: bool = True) -> Generator[Report]:
         task = bar.add_task(title, total=None, rate="")
 
         def update_bar(done: int, total: int, title: str = title, /) -> None:
+            if title != bar.tasks[0].description:
+                bar.reset(task)  # or the next task would be as finished as the last one
             speed = f"{rate.update(done, title):.1f} {unit}/s"
             bar.update(task, completed=done, total=total, description=title, rate=speed)
 

@@ -74,6 +74,8 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[dict[str, str | None]]
             return list(rows.fieldnames or []), list(rows)
     except FileNotFoundError as error:
         raise UsageError(f"{flag} {path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{flag} {path}: it is a folder; give a CSV file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{flag} {path}: not a CSV file in UTF-8 ({error})") from error
 

@@ -93,7 +93,7 @@ def test_rows_after_the_time_budget_are_not_run(tmp_path):
 
 
 LOSING = """
-import functools, os, sys
+import functools, os, sys, time
 from benchmarks.gpu import rows
 
 names = sys.argv[sys.argv.index("--names") + 1 :]
@@ -103,6 +103,8 @@ failed = []
 def check(name):
     if name == "dies":
         os._exit(1)
+    if name == "hangs":
+        time.sleep(60)
     if name != "right":
         failed.append(name)
         raise RuntimeError(f"CUDA error: {name}")
@@ -110,6 +112,20 @@ def check(name):
 
 rows.emit_rows({name: functools.partial(check, name.split()[0]) for name in names})
 """
+
+
+def test_a_row_that_hangs_fails_and_no_later_one(tmp_path, monkeypatch):
+    (tmp_path / "losing.py").write_text(LOSING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    report = Report(tmp_path / "out", {})
+    kit = Kit(images="", masks="", work=tmp_path, report=report, sizes=SHORT, gpus=0, deadline=time.monotonic() + 100)
+    kit.child_rows("losing", ["right 1", "hangs", "right 2"], seconds=9, env={})
+    assert [(row.name, row.result) for row in report.rows] == [
+        ("right 1", "passed"),
+        ("hangs", "failed"),
+        ("right 2", "passed"),
+    ]
+    assert "stopped after 9 s" in report.rows[1].detail
 
 
 def test_a_lost_device_fails_its_row_and_no_later_one(tmp_path, monkeypatch):

@@ -145,17 +145,18 @@ class Kit:
     def lines(self, *words: str, seconds: float, env: Mapping[str, str] | None = None) -> Iterator[str]:
         """Run a command and yield its output line by line.
 
-        Raises CommandError for an exit code other than 0, or after `seconds` or at the end of the time budget.
+        Raises CommandError for an exit code other than 0, or after `seconds`, which are counted anew after each row
+        that the command prints, or at the end of the time budget.
         """
         output: list[str] = []
-        limit = max(0.1, min(seconds, self.remaining))
         with self.started(*words, env=env) as process:
-            timer = threading.Timer(limit, kill_tree, [process])
-            timer.start()
-            start = time.monotonic()
+            timer, limit, start = self._kill_later(process, seconds)
             try:
                 for line in process.stdout or ():
                     output.append(line)
+                    if parse(line):
+                        timer.cancel()
+                        timer, limit, start = self._kill_later(process, seconds)
                     yield line
                 code = process.wait()
             finally:
@@ -165,6 +166,13 @@ class Kit:
             late = time.monotonic() - start >= limit
             reason = f"stopped after {limit:.0f} s" if late else f"exit code {code}"
             raise CommandError(": ".join(filter(None, [reason, last_words(output)])), code)
+
+    def _kill_later(self, process: subprocess.Popen[str], seconds: float) -> tuple[threading.Timer, float, float]:
+        """Start the timer that kills a process; returns it, its limit in seconds and the time at which it began."""
+        limit = max(0.1, min(seconds, self.remaining))
+        timer = threading.Timer(limit, kill_tree, [process])
+        timer.start()
+        return timer, limit, time.monotonic()
 
     @contextlib.contextmanager
     def started(self, *words: str, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:

@@ -149,7 +149,9 @@ def splits_by_hash(pairs: Iterable[Pair], merged: Mapping[str, str], options: Bu
     return {pair.key: split_of(merged.get(pair.group, pair.group), fractions, options.seed) for pair in pairs}
 
 
-def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_table: Mapping[str, str]) -> None:
+def check_not_empty(
+    pairs: Collection[Pair], splits: Mapping[str, str], options: BuildOptions, split_table: Mapping[str, str]
+) -> None:
     """Raise SourceError when a split has no pair: a split of `split_table`, or without one of `options.split`."""
     names, filled = dict.fromkeys(split_table.values()) or parse_fractions(options.split), set(splits.values())
     empty = [name for name in names if name not in filled]
@@ -158,7 +160,7 @@ def check_not_empty(splits: Mapping[str, str], options: BuildOptions, split_tabl
             out = "leave out its archive" if options.split_archives else "take it out of the --split-file"
             hint = f"mend its images (--on-bad-input fail lists what is wrong) or {out}"
         else:
-            hint = "give more images, other fractions (--split) or another --seed"
+            hint = _large_group(pairs, options) or "give more images, other fractions (--split) or another --seed"
         raise SourceError(f"split {empty[0]} gets none of the {len(splits)} pairs; {hint}")
 
 
@@ -168,26 +170,31 @@ def split_warnings(pairs: Collection[Pair], splits: Mapping[str, str], options: 
     That is a group of more than MAX_GROUP_IMAGES and MAX_GROUP_SHARE, as a placeholder in its column makes, and a split
     far from its fraction.
     """
-    warnings: list[str] = []
-    if options.groups is not None:
-        sizes = Counter(pair.group for pair in pairs).most_common()
-        large = [each for each in sizes if each[1] > max(MAX_GROUP_IMAGES, MAX_GROUP_SHARE * len(pairs))]
-        if large:
-            _, column = parse_column_spec(options.groups, "--groups", "lesion_id")
-            others = f" (the largest of {len(large)} large groups)" if large[1:] else ""
-            warnings.append(
-                f"--groups: {large[0][1]} of the {len(pairs)} images have {column} {large[0][0]!r}{others}, and "
-                "so are in one split; if it stands for no value, leave it empty in the table"
-            )
+    large_group = _large_group(pairs, options)
+    warnings = [large_group] if large_group else []
     numbers = Counter(splits[pair.key] for pair in pairs)
     for name, fraction in parse_fractions(options.split).items():
         expected = fraction * len(pairs)
         if expected >= MIN_EXPECTED and not expected / 2 <= numbers[name] <= 2 * expected:
             warnings.append(
-                f"split {name} has {numbers[name]} of the {len(pairs)} images, not about {expected:.0f}: groups and "
-                "duplicates stay together; another --seed may be nearer, or give a --split-file"
+                f"split {name} has {numbers[name]} of the {len(pairs)} images, not about {expected:.0f} (groups and "
+                "duplicates stay together); another --seed may be nearer, or give a --split-file"
             )
     return warnings
+
+
+def _large_group(pairs: Collection[Pair], options: BuildOptions) -> str:
+    """Describe the largest group where it has so many images that it may stand for no value; else nothing."""
+    sizes = Counter(pair.group for pair in pairs).most_common() if options.groups is not None else []
+    large = [each for each in sizes if each[1] > max(MAX_GROUP_IMAGES, MAX_GROUP_SHARE * len(pairs))]
+    if not large or options.groups is None:
+        return ""
+    _, column = parse_column_spec(options.groups, "--groups", "lesion_id")
+    others = f" (the largest of {len(large)} large groups)" if large[1:] else ""
+    return (
+        f"--groups: {large[0][1]} of the {len(pairs)} images have {column} {large[0][0]!r}{others}, and so are in one "
+        "split; if it stands for no value, leave it empty in the table"
+    )
 
 
 def check_groups(pairs: Iterable[Pair], splits: Mapping[str, str], options: BuildOptions) -> None:
@@ -197,7 +204,7 @@ def check_groups(pairs: Iterable[Pair], splits: Mapping[str, str], options: Buil
         key, group = pair.key, pair.group
         other = first.setdefault(group, key)
         if splits[other] != splits[key]:
-            flag, hint = "--split-file", "put its images into one"
+            flag, hint = "--split-file", "put its images into one or, where it stands for no value, leave it empty"
             if options.split_archives:
                 flag, hint = "--split-archives", "give a --split-file with its images in one, or leave out --groups"
             raise UsageError(

@@ -36,6 +36,8 @@ class Sample:
     flags: list[str]
     hash: bytes
     """Hash of the image (`shards.planning.duplicates`)."""
+    is_bytes_hash: bool
+    """The hash is that of the image's bytes, as of one that is copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ def encode(
         foreground=int(mask.sum()),
         has_lesion=bool(mask.any()),
         flags=decoded.flags,
-        hash=perceptual_hash(content),
+        hash=bytes_hash(len(jpeg), isal_zlib.crc32(jpeg)) if jpeg else perceptual_hash(content),
+        is_bytes_hash=bool(jpeg),
     )
 
 
@@ -120,6 +123,7 @@ def _copy(pair: Pair, sources: list[Source], *, keep_original: bool) -> Sample |
         has_lesion=raw.has_lesion,
         flags=[format.COPIED],
         hash=hash,
+        is_bytes_hash=True,
     )
 
 

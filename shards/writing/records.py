@@ -18,7 +18,7 @@ from shards.inputs.match import Rejected
 from shards.planning.plan import PlannedShard
 from shards.writing.target import WORK, Target, read_bytes, write_bytes
 
-RECORDS_VERSION = 6
+RECORDS_VERSION = 7
 """A build that another version of the records has begun cannot be resumed."""
 
 
@@ -42,6 +42,8 @@ class StagedSample:
     flags: list[str]
     hash: str
     """Hash of the image, in hexadecimal digits."""
+    is_bytes_hash: bool
+    """The hash is that of the image's bytes (`shards.planning.duplicates.bytes_hash`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from shards import format
 from shards.errors import ToolkitError
 from shards.inputs.match import Pair, Rejected
 from shards.parallel.dask import Cluster
@@ -89,7 +88,7 @@ class Stages:
             old_records = (PartRecord.from_json(read_record(self.job.target, name)) for name in names)
             for record in itertools.chain(new_records, old_records):
                 encoded.hashes.update((sample.key, bytes.fromhex(sample.hash)) for sample in record.samples)
-                encoded.copied.update(sample.key for sample in record.samples if format.COPIED in sample.flags)
+                encoded.copied.update(sample.key for sample in record.samples if sample.is_bytes_hash)
                 encoded.with_lesion.update(sample.key for sample in record.samples if sample.has_lesion)
                 encoded.rejected.extend(record.rejected)
         return encoded

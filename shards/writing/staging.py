@@ -140,6 +140,7 @@ def _staged(sample: Sample, offset: int) -> StagedSample:
         has_lesion=sample.has_lesion,
         flags=sample.flags,
         hash=sample.hash.hex(),
+        is_bytes_hash=sample.is_bytes_hash,
     )
 
 
@@ -154,6 +155,7 @@ def _deferred(copy: DeferredCopy) -> StagedSample:
         has_lesion=copy.has_lesion,
         flags=[format.COPIED],
         hash=copy.hash.hex(),
+        is_bytes_hash=True,
     )
 
 

@@ -116,6 +116,19 @@ def test_a_group_stays_in_one_split(pictures: Path, tmp_path: Path):
     assert str(tmp_path) not in json.dumps(shard_set.index.to_json())
 
 
+def test_an_image_is_a_duplicate_of_its_copy_although_only_one_of_their_masks_is_converted(
+    pictures: Path, tmp_path: Path
+):
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    first = sorted(folder.glob("*.jpg"))[0]
+    shutil.copy(first, folder / "ISIC_0999999.jpg")
+    with Image.open(folder / f"{first.stem}_segmentation.png") as mask:
+        mask.convert("RGB").save(folder / "ISIC_0999999_segmentation.png")
+    build(str(folder), str(folder), tmp_path / "set", BuildOptions(size="original", split="train=1"), workers=1)
+    listed = (tmp_path / "set" / "duplicates.csv").read_text()
+    assert f"ISIC_0999999,train,{first.stem},train,bytes,0\n" in listed
+
+
 def test_size_original_copies_the_bytes(pictures: Path, tmp_path: Path):
     options = BuildOptions(size="original", split="train=1", original_masks="none")
     build(str(pictures), str(pictures), tmp_path / "set", options, workers=1)

@@ -140,8 +140,8 @@ def test_a_group_or_a_split_that_is_too_large_or_small_is_warned_of():
     numbers = {"train": 540, "val": 410, "test": 50}
     names = [name for name, number in numbers.items() for _ in range(number)]
     more, less = split_warnings(many, dict(zip((pair.key for pair in many), names, strict=True)), alone)
-    assert more.startswith("split val has 410 of the 1000 images, not about 200: ")
-    assert less.startswith("split test has 50 of the 1000 images, not about 200: ")
+    assert more.startswith("split val has 410 of the 1000 images, not about 200 (")
+    assert less.startswith("split test has 50 of the 1000 images, not about 200 (")
 
 
 def test_few_images_are_not_warned_of():
@@ -152,18 +152,22 @@ def test_few_images_are_not_warned_of():
 
 def test_an_empty_split_and_a_torn_group_are_named():
     options = BuildOptions(split="train=0.5,val=0.5")
-    check_not_empty({"A": "train", "B": "val"}, options, {})
+    check_not_empty([], {"A": "train", "B": "val"}, options, {})
     with pytest.raises(SourceError, match="split val gets none of the 2 pairs; give more images"):
-        check_not_empty({"A": "train", "B": "train"}, options, {})
+        check_not_empty([], {"A": "train", "B": "train"}, options, {})
     with pytest.raises(SourceError, match="split test gets none of the 1 pairs; mend its images"):
-        check_not_empty({"A": "train"}, options, {"A": "train", "B": "test"})
+        check_not_empty([], {"A": "train"}, options, {"A": "train", "B": "test"})
+    unknown = [pair_of(str(number), "unknown") for number in range(24)]
+    grouped = BuildOptions(split="train=0.5,val=0.5", groups="metadata.csv:lesion_id")
+    with pytest.raises(SourceError, match="split val gets none of the 24 pairs; --groups: 24 of the 24 images"):
+        check_not_empty(unknown, dict.fromkeys((pair.key for pair in unknown), "train"), grouped, {})
     pairs = [pair_of("A"), pair_of("B", "IL_1"), pair_of("C", "IL_1")]
     check_groups(pairs, {"A": "train", "B": "val", "C": "val"}, options)
     with pytest.raises(UsageError, match=r"group IL_1 is in two splits \(B in train, C in val\)"):
         check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, options)
     archives = BuildOptions(split_archives=True)
     with pytest.raises(SourceError, match=r"or leave out its archive$"):
-        check_not_empty({"A": "train"}, archives, {"A": "train", "B": "test"})
+        check_not_empty([], {"A": "train"}, archives, {"A": "train", "B": "test"})
     with pytest.raises(UsageError, match=r"--split-archives: group IL_1 is in two splits .*; give a --split-file"):
         check_groups(pairs, {"A": "train", "B": "train", "C": "val"}, archives)
 

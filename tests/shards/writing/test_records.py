@@ -38,6 +38,7 @@ def staged(key: str, offset: int | None) -> StagedSample:
         has_lesion=True,
         flags=["copied"] if offset is None else [],
         hash="00" * 32,
+        is_bytes_hash=offset is None,
     )
 
 
