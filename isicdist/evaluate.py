@@ -68,14 +68,9 @@ def evaluate(
     if out is None and len(runs) > 1:
         raise UsageError("--ensemble of several runs: give --out, the folder for the scores")
     accelerator = launch.start(launch.MAX_IDLE_SECONDS, probe_cpu=faster_cpu_precision)
-    ensemble = load_ensemble(runs)
-    label, shards = ", ".join(map(str, runs)), ShardSet.open(data)
-    for name, member in zip(ensemble.names, ensemble.members, strict=True):
-        if member.metadata.data_digest == shards.digest or member.seen is None:
-            _check_split_name(member.metadata, scored.name if isinstance(scored, Fold) else scored, name)
-    split = open_fold(shards, scored)[1] if isinstance(scored, Fold) else shards.split(scored)
-    check_scored(split, shards, ensemble.input_spec, label)
-    relation, groups = relate(ensemble, split), merged_groups(shards, split)
+    ensemble, label = load_ensemble(runs), ", ".join(map(str, runs))
+    split, groups = _open_unseen(ShardSet.open(data), scored, ensemble, label)
+    relation = relate(ensemble, split)
     subgroups = Subgroups.read(metadata, split) if metadata else None
     exclusions = Exclusions.read(exclude, split) if exclude else None
     ensemble.prepare(accelerator)
@@ -139,17 +134,33 @@ def evaluate(
     )
     run = runs[0].parent if runs[0].name == BEST_FOLDER else runs[0]  # the next best model replaces RUN/best
     out = out or run / EVALUATION_FOLDER / split.name
-    results.write(out)
-    for line in mask_warnings(split):
-        print(f"warning: {line}", file=sys.stderr)
     examples = select_examples(predictor, results, accelerator.device)
+    _write(results, examples, out)
+    if not results.members:
+        _log_to_dashboards(run, results, examples)
+    return results, out
+
+
+def _open_unseen(shards: ShardSet, scored: str | Fold, ensemble: Ensemble, label: str) -> tuple[Split, list[str]]:
+    """Open what is scored, and give the group of each image; check all that does not need a forward pass."""
+    name_of_split = scored.name if isinstance(scored, Fold) else scored
+    for name, member in zip(ensemble.names, ensemble.members, strict=True):
+        if member.metadata.data_digest == shards.digest or member.seen is None:
+            _check_split_name(member.metadata, name_of_split, name)
+    split = open_fold(shards, scored)[1] if isinstance(scored, Fold) else shards.split(scored)
+    check_scored(split, shards, ensemble.input_spec, label)
+    return split, merged_groups(shards, split)
+
+
+def _write(results: Results, examples: Sequence[Example], out: Path) -> None:
+    """Write the scores, curves and pictures into a folder, and print what is wrong with the masks."""
+    results.write(out)
+    for line in mask_warnings(results.split):
+        print(f"warning: {line}", file=sys.stderr)
     write_examples(examples, out / EXAMPLES_FOLDER)
     from isicdist.metrics.figures import draw_examples
 
     draw_examples(examples, out / "examples.png")
-    if not results.members:
-        _log_to_dashboards(run, results, examples)
-    return results, out
 
 
 def _log_to_dashboards(run: Path, results: Results, examples: Sequence[Example]) -> None:

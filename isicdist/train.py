@@ -36,24 +36,20 @@ from isicdist.network.cpu_precision import faster_cpu_precision
 from isicdist.network.loss import segmentation_loss
 from isicdist.network.normalise import normalise, to_unit
 from isicdist.network.seen import SeenImages
-from isicdist.network.unet import SIZE_DIVISOR, ImprovedUNet
+from isicdist.network.unet import ImprovedUNet
 from isicdist.run_folder import REQUEUE_NAME
 from isicdist.training import checkpoint
 from isicdist.training.checkpoint import BackgroundWriter, Snapshot
 from isicdist.training.meter import TrainMeter
-from isicdist.training.micro_batch import OomGuard, evaluation_micro_size, plan_batches
+from isicdist.training.micro_batch import OomGuard, check_split, evaluation_micro_size, plan_batches, training_side
 from isicdist.training.nonfinite import NonFiniteGuard
 from isicdist.training.optim import EarlyStopping, Ema, learning_rate, parameter_groups
 from isicdist.training.scoring import predict_probs, validate
 from isicdist.training.state import RunLock, RunRecord, TrainState, find_checkpoint, restore_weights
 from isicdist.training.tracking import EvaluationDetails, EvaluationMetrics, Tracker, TrainMetrics
-from shards.errors import UsageError
 from shards.mask_statistics import mask_warnings, without_lesion
-from shards.reader import ShardSet, Split
+from shards.reader import ShardSet
 from shards.remote.cache import NodeCache
-
-MIN_SIDE = 2 * SIZE_DIVISOR
-"""Least side of a training image, in pixels: instance norm needs more than one element in the lowest map."""
 
 
 @raise_on_lost_rank()
@@ -375,27 +371,8 @@ class Trainer:
         self.state.eval_pending = False
 
 
-def training_side(side: int, *, small: bool) -> int:
-    """Choose the side that images of `side` pixels are trained at: theirs, or about three quarters of it."""
-    return max(MIN_SIDE, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
-
-
 def build_model(config: TrainConfig) -> ImprovedUNet:
     """Build the network with the initial weights of `config.seed`; the global generator is not consumed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ImprovedUNet(**dataclasses.asdict(config.model))
-
-
-def check_split(split: Split, world_size: int) -> int:
-    """Return the side of the images in pixels. UsageError when `world_size` processes cannot train on the split."""
-    if world_size > len(split):
-        raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
-    if split.size is None:
-        raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
-    if split.size % SIZE_DIVISOR or split.size < MIN_SIDE:
-        raise UsageError(
-            f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR} from "
-            f"{MIN_SIDE} on; build with --size {max(MIN_SIDE, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
-        )
-    return split.size

@@ -1,5 +1,6 @@
-"""Micro-batch size: start with all that fits, halve it on out-of-memory (OOM), and keep the global batch.
+"""Sizes of a step: images that the network can train on, and micro batches.
 
+Micro batches begin with all that fits and are halved on out-of-memory (OOM); the global batch stays as it is.
 accelerate's `find_executable_batch_size` restarts the whole function on OOM; here the step alone is repeated.
 """
 
@@ -15,7 +16,12 @@ from accelerate.utils.memory import clear_device_cache
 from isicdist.config import BatchConfig
 from isicdist.data.order import BatchPlan, ceil_div
 from isicdist.errors import TrainingError
+from isicdist.network.unet import SIZE_DIVISOR
+from shards.errors import UsageError
+from shards.reader import Split
 
+MIN_SIDE = 2 * SIZE_DIVISOR
+"""Least side of a training image, in pixels: instance norm needs more than one element in the lowest map."""
 CPU_PIXELS = 2**20
 """Pixels of a micro batch that `auto` starts with on a CPU: 64 images of 128 x 128 or 4 of 512 x 512, for which the
 network needs about 3 GB in float32. More is no faster there, and on a CPU the kernel's OOM killer ends the process
@@ -36,6 +42,25 @@ _OUT_OF_MEMORY = (
     "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",  # a tensor too large for it; accelerate's list has this one, too
     "DefaultCPUAllocator: can't allocate memory",
 )
+
+
+def check_split(split: Split, world_size: int) -> int:
+    """Return the side of the images in pixels. UsageError when `world_size` processes cannot train on the split."""
+    if world_size > len(split):
+        raise UsageError(f"{world_size} processes for {len(split)} training samples; start at most {len(split)}")
+    if split.size is None:
+        raise UsageError(f"{split.location}: its images differ in size; build a set for training with --size N")
+    if split.size % SIZE_DIVISOR or split.size < MIN_SIDE:
+        raise UsageError(
+            f"{split.location}: images of {split.size} pixels, but the network needs multiples of {SIZE_DIVISOR} from "
+            f"{MIN_SIDE} on; build with --size {max(MIN_SIDE, split.size // SIZE_DIVISOR * SIZE_DIVISOR)}"
+        )
+    return split.size
+
+
+def training_side(side: int, *, small: bool) -> int:
+    """Choose the side that images of `side` pixels are trained at: theirs, or about three quarters of it."""
+    return max(MIN_SIDE, side * 3 // 4 // SIZE_DIVISOR * SIZE_DIVISOR) if small else side
 
 
 def plan_batches(batch: BatchConfig, world_size: int, side: int, device: torch.device) -> BatchPlan:

@@ -227,14 +227,14 @@ def test_the_first_steps_see_fewer_pixels_where_the_config_says_so(python, shard
 
 @pytest.mark.parametrize(("side", "small"), [(512, 384), (128, 96), (80, 48), (48, 32), (32, 32)])
 def test_small_steps_have_about_three_quarters_of_the_side_in_whole_strides(side, small):
-    from isicdist.train import training_side
+    from isicdist.training.micro_batch import training_side
 
     assert training_side(side, small=True) == small
     assert training_side(side, small=False) == side
 
 
 def test_a_split_that_cannot_be_trained_on_is_refused(shard_set):
-    from isicdist.train import check_split
+    from isicdist.training.micro_batch import check_split
     from shards.errors import UsageError
     from shards.reader import ShardSet
 
