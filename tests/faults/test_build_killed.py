@@ -173,11 +173,14 @@ def test_killed_at_random_moments_nothing_is_torn_and_a_rerun_gives_the_same_byt
         time.sleep(moments.uniform(0, seconds))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        if process.wait() == -signal.SIGKILL:
+            killed += 1
+        else:  # it had ended before: builds are quicker than the first one was
+            seconds *= 0.9
         assert torn(out) == []
         build(source, source, target, OPTIONS, workers=1)
         assert content(out) == whole
-    assert killed >= number // 2  # the others had ended before
+    assert killed >= number // 2
     tally(f"build {where}: SIGKILL at random moments", killed)
 
 
