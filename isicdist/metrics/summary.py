@@ -259,7 +259,7 @@ class EvaluationSummary:
         if self.relation == "unknown":
             cautions.append("it is not recorded whether the model was trained on some of these images")
         if not self.at_default.network.has_enough_groups:
-            cautions.append(f"of fewer than {MIN_GROUPS} groups or single images, so the intervals are too narrow")
+            cautions.append(f"fewer than {MIN_GROUPS} images or groups, so the intervals are too narrow")
         return cautions
 
     def by_threshold(self) -> list[ThresholdSummary]:
