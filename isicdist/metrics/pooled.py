@@ -80,7 +80,7 @@ def pool_scores(runs: Path, folds: Sequence[Fold], digest: str) -> dict[str, Poo
             table = _read_table(per_image_of(runs, fold))
             rows += [{"fold": str(fold), "group": row["id"], **row} for row in table]  # version 0.1 has no groups
             for setting, prefix in SETTINGS.items():
-                if f"{prefix}tp" in table[0]:
+                if not prefix or f"{prefix}tp" in table[0]:
                     counts_of.setdefault(setting, []).append(_counts(table, prefix))
     groups = [row["group"] for row in rows]
     columns = [name for name in dict.fromkeys(itertools.chain.from_iterable(rows)) if all(name in row for row in rows)]

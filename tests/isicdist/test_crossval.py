@@ -58,6 +58,9 @@ def test_a_damaged_table_is_named(tmp_path):
     write_fold(tmp_path, 1, [])
     with pytest.raises(CheckpointError, match=r"per_image.csv: missing or damaged; remove it to score that fold again"):
         pool_scores(tmp_path, [Fold(number=1, count=2)], "ab")
+    (tmp_path / "fold-1/evaluation/fold_1_of_2" / PER_IMAGE_NAME).write_text("id,dice\nA,0.5\n")
+    with pytest.raises(CheckpointError, match=r"per_image.csv: missing or damaged; .* \(no 'tp'\)"):
+        pool_scores(tmp_path, [Fold(number=1, count=2)], "ab")
 
 
 def test_two_folds_train_score_and_go_on(shard_set, tmp_path, capfd, monkeypatch):

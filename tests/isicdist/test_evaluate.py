@@ -18,9 +18,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from isicdist.config import ModelConfig, TrainConfig
-from isicdist.data.stream import Stream
-from isicdist.distributed import launch
-from isicdist.errors import CheckpointError, TrainingError
+from isicdist.errors import CheckpointError
 from isicdist.evaluate import evaluate, relate
 from isicdist.metrics import figures
 from isicdist.metrics.dice import SCORE_NAMES, DiceSummary, per_image_scores
@@ -32,8 +30,7 @@ from isicdist.network.ensemble import load_ensemble
 from isicdist.network.seen import SeenImages
 from isicdist.network.segmenter import load_model
 from isicdist.train import build_model
-from isicdist.training import scoring
-from isicdist.training.scoring import score, validate
+from isicdist.training.scoring import validate
 from shards import format
 from shards.build import BuildOptions, build
 from shards.errors import ShardSetError, UsageError
@@ -48,14 +45,6 @@ RESOLUTIONS = ("network_resolution", "original_resolution")
 def metadata_of(shard_set: Path, threshold: float = 0.5) -> ModelMetadata:
     score = ValidationScore(mean_dice=0.5)
     return ModelMetadata.of(CONFIG.model, ShardSet.open(shard_set), step=7, score=score, threshold=threshold)
-
-
-def test_an_evaluation_that_is_out_of_memory_says_so_in_a_line(shard_set: Path):
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    with pytest.raises(TrainingError, match="out of memory with 16 images of val at once: evaluate in bf16"):
-        score(predict, ShardSet.open(shard_set).split("val"), Accelerator(cpu=True))
 
 
 @pytest.fixture(scope="module")
@@ -204,30 +193,6 @@ def test_a_training_chooses_the_threshold_that_an_evaluation_finds_best(run, sha
     record = summary_of(run)
     assert summary.scores() == scores_of(record)
     assert curve.best_threshold == record["thresholds"]["best_threshold"]
-
-
-def test_the_decoding_threads_are_those_of_the_config(shard_set, monkeypatch):
-    requested: list[int] = []
-
-    class RecordedStream(Stream):
-        def __init__(self, *arguments: Any, workers: int, **options: Any) -> None:
-            requested.append(workers)
-            super().__init__(*arguments, workers=workers, **options)
-
-    monkeypatch.setattr(scoring, "Stream", RecordedStream)
-    split = ShardSet.open(shard_set).split("val")
-    validate(build_model(CONFIG), split, Accelerator(cpu=True), micro_size=16, workers=3)
-    assert requested == [3]
-
-
-@pytest.mark.parametrize(("ranks", "threads"), [(None, 12), ("1", 12), ("4", 3), ("12", 2)])
-def test_an_evaluation_decodes_on_the_cores_of_its_rank(monkeypatch, ranks, threads):
-    monkeypatch.setattr(launch, "available_cores", lambda: 12)
-    if ranks is None:
-        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    else:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    assert launch.worker_threads() == threads
 
 
 def test_the_worst_the_median_and_the_best_images_are_drawn_with_both_outlines(run, shard_set, monkeypatch):

@@ -223,3 +223,13 @@ def test_the_timeout_reaches_the_process_group(monkeypatch, timeout):
     with pytest.raises(InterruptedError):
         launch.start(timeout)
     assert timeout <= given["timeout"].total_seconds() < timeout + 1
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(None, 12), ("1", 12), ("4", 3), ("12", 2)])
+def test_an_evaluation_decodes_on_the_cores_of_its_rank(monkeypatch, ranks, threads):
+    monkeypatch.setattr(launch, "available_cores", lambda: 12)
+    if ranks is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert launch.worker_threads() == threads
